@@ -1,0 +1,1 @@
+"""Independent executions of a release, each in its own framework or by a third party."""

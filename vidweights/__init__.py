@@ -1,0 +1,1 @@
+"""vidweights: pretrained weights for video networks."""

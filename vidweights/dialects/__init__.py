@@ -1,0 +1,97 @@
+"""The dialects of all families, and the recognition of one from a checkpoint's names and shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vidweights.dialects import i3d
+from vidweights.dialects.base import Constant, Dialect, Row, Stored
+from vidweights.errors import PlanError, UsageError
+from vidweights.families.base import Tensor
+from vidweights.formats.base import TensorInfo
+from vidweights.layout import Shape, reshape
+
+DIALECTS: dict[str, Dialect] = {dialect.name: dialect for dialect in (*i3d.DIALECTS,)}
+
+# Below this share of its keys a dialect is not what the file speaks.
+_RECOGNISED = 0.5
+
+
+def get(name: str) -> Dialect:
+    """The dialect of that name.
+
+    Raises:
+        UsageError: there is none; the message lists those that there are.
+    """
+    if name not in DIALECTS:
+        raise UsageError(f"no dialect is called {name!r}; there are: {', '.join(DIALECTS)}")
+    return DIALECTS[name]
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """What a checkpoint turned out to be: its dialect, its configuration and the prefix of its keys."""
+
+    dialect: Dialect
+    config: Any
+    prefix: str
+    found: int  # keys of the dialect's table that the file has
+    expected: int  # keys in that table
+
+
+def recognise(infos: Mapping[str, TensorInfo]) -> Recognition:
+    """The dialect that fits the names of a checkpoint best, and the configuration read off its shapes.
+
+    Raises:
+        PlanError: no known dialect has half of its keys there.
+    """
+    candidates = [r for dialect in DIALECTS.values() for r in _recognise_as(dialect, infos)]
+    best = max(candidates, key=lambda r: r.found / r.expected, default=None)
+    if best is None or best.found < _RECOGNISED * best.expected:
+        raise PlanError(
+            f"the names in this file ({len(infos)} tensors) are not those of a known network",
+            {"it begins with": [f"{info.key} {info.shape}" for info in list(infos.values())[:5]]},
+            f"Known dialects: {', '.join(DIALECTS)}.",
+        )
+    return best
+
+
+def _recognise_as(dialect: Dialect, infos: Mapping[str, TensorInfo]) -> list[Recognition]:
+    """How well the keys fit one dialect, for each prefix under which they might stand."""
+    found = []
+    for prefix in _prefixes(dialect, infos):
+
+        def shape_of(name: str, layout: str, prefix: str = prefix) -> Shape | None:
+            return _canonical_shape(dialect, Tensor(name, (), layout), prefix, infos)
+
+        config = dialect.family.infer(shape_of)
+        if config is None:
+            continue
+        keys = [row.place.key for row in dialect.table(config) if isinstance(row.place, Stored)]
+        found.append(Recognition(dialect, config, prefix, sum(prefix + k in infos for k in keys), len(keys)))
+    return found
+
+
+def _prefixes(dialect: Dialect, infos: Mapping[str, TensorInfo]) -> list[str]:
+    """The dotted prefixes under which the first key of the dialect stands; usually just the empty one."""
+    if not dialect.wrappable:
+        return [""]
+    first = dialect.bind(dialect.family.tensors(dialect.family.configure())[0])
+    assert isinstance(first, Stored)
+    ends = (key.removesuffix(first.key) for key in infos if key.endswith(first.key))
+    return sorted({end for end in ends if not end or end.endswith(".")}, key=len)
+
+
+def _canonical_shape(dialect: Dialect, tensor: Tensor, prefix: str, infos: Mapping[str, TensorInfo]) -> Shape | None:
+    place = dialect.bind(tensor)
+    if isinstance(place, Constant) or prefix + place.key not in infos:
+        return None
+    try:
+        return reshape(infos[prefix + place.key].shape, place.layout, tensor.layout)
+    except ValueError:
+        return None
+
+
+__all__ = ["DIALECTS", "Constant", "Dialect", "Recognition", "Row", "Stored", "get", "recognise"]

@@ -1,0 +1,58 @@
+"""The element types of checkpoints, by their numpy names.
+
+numpy has no bfloat16, so its elements travel as their 16-bit patterns (`uint16`): ports move bytes and
+never compute with them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vidweights.errors import FormatError
+
+
+@dataclass(frozen=True)
+class Dtype:
+    """One element type: its name here, in safetensors, in a TensorFlow bundle, and how numpy holds it."""
+
+    name: str
+    safetensors: str
+    tensorflow: int  # tensorflow/core/framework/types.proto
+    storage: np.dtype
+
+
+def _table() -> dict[str, Dtype]:
+    rows = [
+        ("float64", "F64", 2, "<f8"),
+        ("float32", "F32", 1, "<f4"),
+        ("float16", "F16", 19, "<f2"),
+        ("bfloat16", "BF16", 14, "<u2"),
+        ("int64", "I64", 9, "<i8"),
+        ("int32", "I32", 3, "<i4"),
+        ("int16", "I16", 5, "<i2"),
+        ("int8", "I8", 6, "<i1"),
+        ("uint64", "U64", 23, "<u8"),
+        ("uint32", "U32", 22, "<u4"),
+        ("uint16", "U16", 17, "<u2"),
+        ("uint8", "U8", 4, "<u1"),
+        ("bool", "BOOL", 10, "|b1"),
+    ]
+    return {name: Dtype(name, st, tf, np.dtype(storage)) for name, st, tf, storage in rows}
+
+
+DTYPES = _table()
+BY_SAFETENSORS = {dtype.safetensors: dtype for dtype in DTYPES.values()}
+BY_TENSORFLOW = {dtype.tensorflow: dtype for dtype in DTYPES.values()}
+
+
+def from_numpy(dtype: np.dtype) -> str:
+    """The name of a numpy dtype in the table.
+
+    Raises:
+        FormatError: the dtype (object, string, complex, structured) is not one that weights have.
+    """
+    if dtype.name not in DTYPES:
+        raise FormatError(f"elements of type {dtype} are not weights; expected one of {', '.join(DTYPES)}")
+    return dtype.name

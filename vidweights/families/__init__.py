@@ -1,0 +1,10 @@
+"""Network families: canonical tensors and facts. No framework is imported here."""
+
+from __future__ import annotations
+
+from vidweights.families.base import Config, Family, Tensor
+from vidweights.families.i3d import I3D
+
+FAMILIES: dict[str, Family] = {family.name: family for family in (I3D,)}
+
+__all__ = ["FAMILIES", "Config", "Family", "Tensor"]

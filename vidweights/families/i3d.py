@@ -1,0 +1,211 @@
+"""I3D, the inflated Inception v1 of Carreira and Zisserman, "Quo Vadis, Action Recognition?" (arXiv 1705.07750).
+
+Topology and facts follow `i3d.py` of google-deepmind/kinetics-i3d at commit 0667e889. The layer table below is
+the only place where the network is written: the torch model is built from it, and so is the list of
+canonical tensors. The references under `converters/` are written apart from it on purpose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vidweights.errors import UsageError
+from vidweights.families.base import Family, ShapeOf, Tensor
+
+Triple = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Convolution without bias, batch norm, ReLU. Kernel and stride are (T, H, W)."""
+
+    name: str
+    channels: int
+    kernel: Triple
+    stride: Triple = (1, 1, 1)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Max-pool with TensorFlow's `SAME` padding. Kernel and stride are (T, H, W)."""
+
+    name: str
+    kernel: Triple
+    stride: Triple
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """Inception module: four branches joined along the channels, in this order.
+
+    `Branch_0` is a 1x1x1 unit, `Branch_1` and `Branch_2` a 1x1x1 unit before a 3x3x3 one, `Branch_3` a
+    3x3x3 max-pool of stride 1 before a 1x1x1 unit. `channels` gives the widths
+    (b0, b1 1x1x1, b1 3x3x3, b2 1x1x1, b2 3x3x3, b3).
+    """
+
+    name: str
+    channels: tuple[int, int, int, int, int, int]
+
+    @property
+    def branches(self) -> tuple[tuple[Unit | Pool, ...], ...]:
+        """The layers of the four branches."""
+        b0, b1a, b1b, b2a, b2b, b3 = self.channels
+        one, three = (1, 1, 1), (3, 3, 3)
+        return (
+            (Unit("Conv3d_0a_1x1", b0, one),),
+            (Unit("Conv3d_0a_1x1", b1a, one), Unit("Conv3d_0b_3x3", b1b, three)),
+            (Unit("Conv3d_0a_1x1", b2a, one), Unit("Conv3d_0b_3x3", b2b, three)),
+            (Pool("MaxPool3d_0a_3x3", three, one), Unit("Conv3d_0b_1x1", b3, one)),
+        )
+
+    @property
+    def out_channels(self) -> int:
+        """The width of the joined output."""
+        b0, _, b1b, _, b2b, b3 = self.channels
+        return b0 + b1b + b2b + b3
+
+
+Layer = Unit | Pool | Mixed
+
+STEM_CHANNELS = 64
+
+_LAYERS: tuple[Layer, ...] = (
+    Unit("Conv3d_1a_7x7", STEM_CHANNELS, (7, 7, 7), (2, 2, 2)),
+    Pool("MaxPool3d_2a_3x3", (1, 3, 3), (1, 2, 2)),
+    Unit("Conv3d_2b_1x1", 64, (1, 1, 1)),
+    Unit("Conv3d_2c_3x3", 192, (3, 3, 3)),
+    Pool("MaxPool3d_3a_3x3", (1, 3, 3), (1, 2, 2)),
+    Mixed("Mixed_3b", (64, 96, 128, 16, 32, 32)),
+    Mixed("Mixed_3c", (128, 128, 192, 32, 96, 64)),
+    Pool("MaxPool3d_4a_3x3", (3, 3, 3), (2, 2, 2)),
+    Mixed("Mixed_4b", (192, 96, 208, 16, 48, 64)),
+    Mixed("Mixed_4c", (160, 112, 224, 24, 64, 64)),
+    Mixed("Mixed_4d", (128, 128, 256, 24, 64, 64)),
+    Mixed("Mixed_4e", (112, 144, 288, 32, 64, 64)),
+    Mixed("Mixed_4f", (256, 160, 320, 32, 128, 128)),
+    Pool("MaxPool3d_5a_2x2", (2, 2, 2), (2, 2, 2)),
+    Mixed("Mixed_5b", (256, 160, 320, 32, 128, 128)),
+    Mixed("Mixed_5c", (384, 192, 384, 48, 128, 128)),
+)
+
+ENDPOINTS = tuple(layer.name for layer in _LAYERS)
+HEAD = "Logits"
+
+
+@dataclass(frozen=True)
+class I3DConfig:
+    """One I3D network.
+
+    Attributes:
+        in_channels: 3 for RGB, 2 for optical flow.
+        num_classes: outputs of the head; 0 leaves the head out.
+        depth_multiplier: scales the width of every layer, in steps of 1/64 so that the stem tells it (a release
+            has 1.0; a narrow network tests fast).
+    """
+
+    in_channels: int = 3
+    num_classes: int = 400
+    depth_multiplier: float = 1.0
+
+    def __post_init__(self) -> None:
+        stem = self.depth_multiplier * STEM_CHANNELS
+        if self.in_channels < 1 or self.num_classes < 0 or stem < 1 or stem != int(stem):
+            raise UsageError(
+                f"{self}: expected in_channels >= 1, num_classes >= 0 (0 leaves the head out) and a "
+                f"depth_multiplier that is a positive multiple of 1/{STEM_CHANNELS}"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """The configuration as JSON values, in the order of its fields."""
+        return asdict(self)
+
+
+def layers(config: I3DConfig) -> tuple[Layer, ...]:
+    """The layers of a configuration, stem to `Mixed_5c`; each is an endpoint of that name."""
+
+    def width(channels: int) -> int:
+        return max(1, round(channels * config.depth_multiplier))
+
+    def scale(layer: Layer) -> Layer:
+        match layer:
+            case Unit(name, channels, kernel, stride):
+                return Unit(name, width(channels), kernel, stride)
+            case Mixed(name, (b0, b1a, b1b, b2a, b2b, b3)):
+                return Mixed(name, (width(b0), width(b1a), width(b1b), width(b2a), width(b2b), width(b3)))
+            case _:
+                return layer
+
+    return tuple(scale(layer) for layer in _LAYERS)
+
+
+def feature_channels(config: I3DConfig) -> int:
+    """The width of `Mixed_5c`, the input of the head (1024 in a release)."""
+    last = layers(config)[-1]
+    assert isinstance(last, Mixed)
+    return last.out_channels
+
+
+def _unit_tensors(prefix: str, unit: Unit, in_channels: int) -> Iterator[Tensor]:
+    name, width = prefix + unit.name, (unit.channels,)
+    yield Tensor(f"{name}.conv.weight", (unit.channels, in_channels, *unit.kernel), "OIDHW")
+    for vector in ("weight", "bias", "running_mean", "running_var"):
+        yield Tensor(f"{name}.bn.{vector}", width, "C")
+
+
+def _mixed_tensors(mixed: Mixed, in_channels: int) -> Iterator[Tensor]:
+    for index, branch in enumerate(mixed.branches):
+        width = in_channels
+        for layer in branch:
+            if isinstance(layer, Unit):
+                yield from _unit_tensors(f"{mixed.name}.Branch_{index}.", layer, width)
+                width = layer.channels
+
+
+def tensors(config: I3DConfig) -> tuple[Tensor, ...]:
+    """The canonical tensors of a configuration, in the order of the layers."""
+
+    def walk() -> Iterator[Tensor]:
+        width = config.in_channels
+        for layer in layers(config):
+            match layer:
+                case Unit():
+                    yield from _unit_tensors("", layer, width)
+                    width = layer.channels
+                case Mixed():
+                    yield from _mixed_tensors(layer, width)
+                    width = layer.out_channels
+                case Pool():
+                    pass
+        if config.num_classes:
+            yield Tensor(f"{HEAD}.weight", (config.num_classes, width, 1, 1, 1), "OIDHW")
+            yield Tensor(f"{HEAD}.bias", (config.num_classes,), "C")
+
+    return tuple(walk())
+
+
+def infer(shape_of: ShapeOf) -> I3DConfig | None:
+    """The configuration of a checkpoint, read off the shapes of its stem and its head."""
+    stem = shape_of(f"{ENDPOINTS[0]}.conv.weight", "OIDHW")
+    if stem is None or 0 in stem[:2]:
+        return None
+    head = shape_of(f"{HEAD}.weight", "OIDHW")
+    return I3DConfig(
+        in_channels=stem[1],
+        num_classes=head[0] if head else 0,
+        depth_multiplier=stem[0] / STEM_CHANNELS,
+    )
+
+
+FACTS: dict[str, Any] = {
+    "padding": "TensorFlow SAME, from the run-time size of each axis; max-pools pad with minus infinity",
+    "batch_norm_epsilon": 1e-3,
+    # Sonnet's decay of 0.999 is kept of the old statistics; torch's momentum is the share of the new.
+    "batch_norm_momentum": 1e-3,
+    "convolution_bias": "none, except in the head",
+    "head": "2x7x7 average pool (VALID, stride 1), dropout, 1x1x1 convolution, mean over time",
+    "axis_order": "NCTHW",
+}
+
+I3D = Family(name="i3d", configure=I3DConfig, tensors=tensors, infer=infer, facts=FACTS)

@@ -1,0 +1,116 @@
+"""Files on disk: hashes while reading and writing, and folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vidweights.errors import OutputError
+
+_CHUNK = 1 << 20
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    return _digest(path, hashlib.sha256())
+
+
+def git_blob_id_of(path: Path) -> str:
+    """The id that git gives the file's bytes: the SHA-1 of a header with the size, and the bytes."""
+    return _digest(path, hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False))
+
+
+def _digest(path: Path, digest: Any) -> str:
+    with path.open("rb", buffering=0) as file:
+        buffer = bytearray(_CHUNK)
+        view = memoryview(buffer)
+        while count := file.readinto(buffer):
+            digest.update(view[:count])
+    return str(digest.hexdigest())
+
+
+class HashedFile:
+    """A new file that is written in one pass, and hashed (SHA-256) on the way.
+
+    Raises:
+        FileExistsError: the file is there already.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size = 0
+        self._file = path.open("xb", buffering=0)
+        self._sha256 = hashlib.sha256()
+
+    def write(self, data: Any) -> None:
+        """Append the bytes of any C-contiguous buffer."""
+        view = memoryview(data).cast("B") if not isinstance(data, bytes) else memoryview(data)
+        self._sha256.update(view)
+        self.size += len(view)
+        while len(view):
+            view = view[self._file.write(view) :]
+
+    def pad(self, alignment: int, fill: bytes = b"\0") -> None:
+        """Append `fill` bytes up to a multiple of `alignment`."""
+        self.write(fill * (-self.size % alignment))
+
+    def close(self) -> str:
+        """Close the file and return its SHA-256."""
+        self._file.close()
+        return self._sha256.hexdigest()
+
+
+@contextmanager
+def staged_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary folder beside `target` that takes its place when the block ends well, and vanishes if not.
+
+    An interrupt or an error (a full disk among them) leaves nothing behind and an existing target untouched.
+
+    Raises:
+        OutputError: the target exists and `overwrite` is not set, or the disk refuses.
+    """
+    if target.exists() and not overwrite:
+        raise OutputError(
+            f"{target} exists already; nothing was written. Remove it, choose another --out, or --overwrite."
+        )
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    except OSError as error:
+        raise OutputError(f"cannot write in {target.parent}: {error.strerror}. Choose another --out.") from error
+    try:
+        stage.chmod(0o777 & ~_umask())
+        yield stage
+        _replace(stage, target)
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error.strerror or error}. Nothing was left behind.") from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _replace(stage: Path, target: Path) -> None:
+    """Rename `stage` to `target`; what stood there is removed only after the new folder is in place."""
+    if not target.exists():
+        stage.rename(target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
+    target.rename(old / target.name)
+    try:
+        stage.rename(target)
+    except OSError:
+        (old / target.name).rename(target)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,230 @@
+"""The plan of a port: which stored tensor becomes which, decided from names and shapes alone.
+
+Every key of the source is used, or left for a stated reason; every tensor of the target is produced exactly
+once, in the right shape. All that can be wrong with names and shapes is found here, before a byte is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vidweights.dialects import Dialect, Recognition, Row, recognise
+from vidweights.dialects.base import Constant, Stored
+from vidweights.errors import PlanError
+from vidweights.families.base import Tensor
+from vidweights.formats.base import TensorInfo
+from vidweights.layout import Shape
+
+
+@dataclass(frozen=True)
+class Step:
+    """One tensor of the port. A missing `source` is filled with `constant`; a missing `target` is checked
+    against it and dropped.
+    """
+
+    tensor: Tensor
+    dtype: str
+    source: Stored | None
+    target: Stored | None
+    constant: float | None
+    target_shape: Shape
+
+    def to_json(self) -> dict[str, Any]:
+        """The step as JSON values."""
+        return {
+            "tensor": self.tensor.name,
+            "shape": list(self.tensor.shape),
+            "dtype": self.dtype,
+            "source": self.source and [self.source.key, self.source.layout],
+            "target": self.target and [self.target.key, self.target.layout],
+            "constant": self.constant,
+        }
+
+
+@dataclass(frozen=True)
+class FactDifference:
+    """A fact that the two released codes do not share; the weights are the same, the network around them is not."""
+
+    fact: str
+    source: Any
+    target: Any
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A port between two dialects of one family, as pure data.
+
+    Attributes:
+        config: the configuration that both sides share.
+        steps: in the order in which the target is written.
+        ignored: (stored key, reason) of what is left in the source.
+        differences: facts of the source's code that the target's code does not share.
+    """
+
+    source: Dialect
+    target: Dialect
+    config: Any
+    steps: tuple[Step, ...]
+    ignored: tuple[tuple[str, str], ...]
+    differences: tuple[FactDifference, ...]
+
+    @property
+    def outputs(self) -> tuple[TensorInfo, ...]:
+        """The tensors that the port writes, in order."""
+        return tuple(TensorInfo(step.target.key, step.target_shape, step.dtype) for step in self.steps if step.target)
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as JSON values."""
+        return {
+            "family": self.source.family.name,
+            "config": self.config.to_json(),
+            "source_dialect": self.source.name,
+            "target_dialect": self.target.name,
+            "steps": [step.to_json() for step in self.steps],
+            "ignored": [list(pair) for pair in self.ignored],
+            "fact_differences": [[d.fact, d.source, d.target] for d in self.differences],
+        }
+
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of the plan's JSON: two runs with the same hash did the same."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
+
+def make(
+    infos: Mapping[str, TensorInfo],
+    target: Dialect,
+    *,
+    source: Dialect | None = None,
+    config: Any = None,
+    name: str = "the checkpoint",
+) -> Plan:
+    """Plan the port of a checkpoint into the dialect `target`.
+
+    Args:
+        infos: names, shapes and dtypes of the source.
+        target: the dialect to write.
+        source: the dialect that the source must speak; recognised from its names if not given.
+        config: the configuration that was declared; the file's own if not given.
+        name: how messages call the source.
+
+    Raises:
+        PlanError: another family, another configuration, or tensors that are missing, unexpected or misshapen.
+    """
+    found = recognise(infos)
+    if source is not None and found.dialect is not source:
+        raise PlanError(
+            f"{name} does not speak {source.name}: its names are those of {found.dialect.name}",
+            {},
+            f"Give the checkpoint that {source.name} names, or port it as what it is.",
+        )
+    _check_family(found, target, name)
+    _check_config(found, config, name)
+    _check_requires(found, target)
+    rows = {row.tensor.name: row for row in found.dialect.table(found.config)}
+    ignored = _account(infos, found, rows, name)
+    steps = tuple(_step(rows[row.tensor.name], row, found.prefix, infos) for row in target.table(found.config))
+    return Plan(found.dialect, target, found.config, steps, ignored, _differences(found.dialect, target))
+
+
+def _check_family(found: Recognition, target: Dialect, name: str) -> None:
+    if found.dialect.family is not target.family:
+        raise PlanError(
+            f"{name} holds a network of the family {found.dialect.family.name} ({found.dialect.name}); "
+            f"{target.name} stores the family {target.family.name}",
+            {},
+            "Give a checkpoint of that family, or another target dialect.",
+        )
+
+
+def _check_config(found: Recognition, declared: Any, name: str) -> None:
+    if declared is None or declared == found.config:
+        return
+    have, want = found.config.to_json(), declared.to_json()
+    differing = [f"{key}: found {have[key]}, expected {want[key]}" for key in want if have[key] != want[key]]
+    raise PlanError(
+        f"{name} is not the network that was declared",
+        {"differing": differing},
+        "Give the checkpoint that was meant, or name the release (or the values) that this file has.",
+    )
+
+
+def _check_requires(found: Recognition, target: Dialect) -> None:
+    have = found.config.to_json()
+    wanted = target.requires.items()
+    differing = [f"{key}: found {have[key]}, expected {value}" for key, value in wanted if have[key] != value]
+    if differing:
+        raise PlanError(f"{target.name} cannot hold this network", {"differing": differing}, "Choose another dialect.")
+
+
+def _account(
+    infos: Mapping[str, TensorInfo], found: Recognition, rows: Mapping[str, Row], name: str
+) -> tuple[tuple[str, str], ...]:
+    """Compare the file with the source's table; return what is left and why.
+
+    Raises:
+        PlanError: with the missing, the unexpected and the misshapen tensors.
+    """
+    table = {found.prefix + row.place.key: row for row in rows.values() if isinstance(row.place, Stored)}
+    missing = [f"{key} {row.stored_shape}" for key, row in table.items() if key not in infos]
+    misshapen = [
+        f"{key}: found {infos[key].shape}, expected {row.stored_shape}"
+        for key, row in table.items()
+        if key in infos and infos[key].shape != row.stored_shape
+    ]
+    ignored, unexpected = [], []
+    for key in infos:
+        if key in table:
+            continue
+        reason = _reason(found, key)
+        if reason is None:
+            unexpected.append(f"{key} {infos[key].shape}")
+        else:
+            ignored.append((key, reason))
+    if missing or unexpected or misshapen:
+        raise PlanError(
+            f"{name} is not a whole {found.dialect.name} checkpoint of {found.config}",
+            {"missing": missing, "unexpected": unexpected, "misshapen": misshapen},
+            "Nothing was written. Give the released file, or the one that your own code saved, unchanged.",
+        )
+    return tuple(ignored)
+
+
+def _reason(found: Recognition, key: str) -> str | None:
+    if not key.startswith(found.prefix):
+        return f"outside the network's prefix {found.prefix!r}"
+    return found.dialect.reason_to_ignore(key.removeprefix(found.prefix))
+
+
+def _step(source: Row, target: Row, prefix: str, infos: Mapping[str, TensorInfo]) -> Step:
+    place = source.place
+    stored = Stored(prefix + place.key, place.layout) if isinstance(place, Stored) else None
+    constants = [p.value for p in (source.place, target.place) if isinstance(p, Constant)]
+    return Step(
+        tensor=target.tensor,
+        dtype=infos[stored.key].dtype if stored else _sibling_dtype(infos),
+        source=stored,
+        target=target.place if isinstance(target.place, Stored) else None,
+        constant=constants[0] if constants else None,
+        target_shape=target.stored_shape,
+    )
+
+
+def _sibling_dtype(infos: Mapping[str, TensorInfo]) -> str:
+    """The dtype of a constant that is filled in: that of the widest floating tensors of the file."""
+    order = ("float64", "float32", "bfloat16", "float16")
+    present = {info.dtype for info in infos.values()}
+    return next((dtype for dtype in order if dtype in present), "float32")
+
+
+def _differences(source: Dialect, target: Dialect) -> tuple[FactDifference, ...]:
+    ours, theirs = ({**d.family.facts, **d.facts} for d in (source, target))
+    return tuple(
+        FactDifference(fact, ours.get(fact), theirs.get(fact))
+        for fact in {**ours, **theirs}
+        if ours.get(fact) != theirs.get(fact)
+    )
