@@ -128,7 +128,7 @@ def make(
     rows = {row.tensor.name: row for row in found.dialect.table(found.config)}
     ignored = _account(infos, found, rows, name)
     steps = tuple(_step(rows[row.tensor.name], row, found.prefix, infos) for row in target.table(found.config))
-    return Plan(found.dialect, target, found.config, steps, ignored, _differences(found.dialect, target))
+    return Plan(found.dialect, target, found.config, steps, ignored, fact_differences(found.dialect, target))
 
 
 def _check_family(found: Recognition, target: Dialect, name: str) -> None:
@@ -221,7 +221,8 @@ def _sibling_dtype(infos: Mapping[str, TensorInfo]) -> str:
     return next((dtype for dtype in order if dtype in present), "float32")
 
 
-def _differences(source: Dialect, target: Dialect) -> tuple[FactDifference, ...]:
+def fact_differences(source: Dialect, target: Dialect) -> tuple[FactDifference, ...]:
+    """The facts of two released codes that differ."""
     ours, theirs = ({**d.family.facts, **d.facts} for d in (source, target))
     return tuple(
         FactDifference(fact, ours.get(fact), theirs.get(fact))

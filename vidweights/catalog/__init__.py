@@ -1,1 +1,157 @@
-"""The catalog of releases."""
+"""The catalog: one TOML file for each released checkpoint, with its hashes, labels, input and licence."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from vidweights.errors import UsageError
+from vidweights.families import FAMILIES
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # pragma: no cover
+    import tomli as tomllib
+
+_FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One published file: its bytes are known by SHA-256, or by the id that git gives them."""
+
+    name: str
+    size: int
+    git_blob: str
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Copy:
+    """The same tensors inside an installed Python package."""
+
+    package: str
+    module: str
+    version: str
+    file: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Release:
+    """One released checkpoint.
+
+    Attributes:
+        name: the catalog name (`i3d-rgb-scratch-k400`).
+        collection: the short name of all checkpoints that were released together (`i3d-tf`).
+        checkpoint: what the release itself calls it (`rgb_scratch`).
+        family: the network family, and `config` its configuration there.
+        dialect: the naming in which the release stores its tensors.
+        url: the folder that serves `files`.
+        copies: other places where the same tensors are published.
+        input: what the network was trained on (`vidweights.clips.Preprocessing`).
+        crc32c: for each stored key the CRC32C of the tensor's bytes, in the release's layout.
+    """
+
+    name: str
+    title: str
+    collection: str
+    checkpoint: str
+    family: str
+    dialect: str
+    paper: str
+    config: Any
+    repository: str
+    commit: str
+    url: str
+    files: tuple[SourceFile, ...]
+    input: Mapping[str, Any]
+    label_source: Mapping[str, str]
+    licence: Mapping[str, str]
+    training: str
+    crc32c: Mapping[str, int]
+    copies: tuple[Copy, ...] = ()
+    accuracy: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The class names, in the order of the logits."""
+        text = (_FOLDER / "labels" / self.label_source["file"]).read_text(encoding="utf-8")
+        return tuple(text.splitlines())
+
+    @property
+    def size(self) -> int:
+        """Bytes of all published files."""
+        return sum(file.size for file in self.files)
+
+
+def _read(path: Path) -> Release:
+    data = tomllib.loads(path.read_text(encoding="utf-8"))
+    source = data.pop("source")
+    return Release(
+        config=FAMILIES[data["family"]].configure(**data.pop("config")),
+        repository=source["repository"],
+        commit=source["commit"],
+        url=source["url"],
+        files=tuple(SourceFile(**file) for file in source["files"]),
+        copies=tuple(Copy(**copy) for copy in data.pop("copies", ())),
+        label_source=data.pop("labels"),
+        training=data.pop("training")["data"],
+        crc32c={key: int(value, 16) for key, value in data.pop("crc32c").items()},
+        **data,
+    )
+
+
+def names() -> tuple[str, ...]:
+    """The names of all releases, in alphabetical order."""
+    return tuple(sorted(path.stem for path in _FOLDER.glob("*.toml")))
+
+
+@cache
+def get(name: str) -> Release:
+    """The release of that name.
+
+    Raises:
+        UsageError: there is none; the message lists those that there are.
+    """
+    if name not in names():
+        raise UsageError(f"no release is called {name!r}; there are: {', '.join(names())}")
+    return _read(_FOLDER / f"{name}.toml")
+
+
+def releases() -> tuple[Release, ...]:
+    """All releases."""
+    return tuple(get(name) for name in names())
+
+
+def select(name: str, checkpoint: str | None = None) -> tuple[Release, ...]:
+    """The releases that a short name (`i3d-tf`) or a catalog name means.
+
+    Args:
+        name: a collection or a release.
+        checkpoint: one checkpoint of the collection, by its own name or its catalog name.
+
+    Raises:
+        UsageError: there is no such collection, release or checkpoint.
+    """
+    if name in names():
+        chosen: tuple[Release, ...] = (get(name),)
+    else:
+        chosen = tuple(release for release in releases() if release.collection == name)
+    if not chosen:
+        known = sorted({release.collection for release in releases()})
+        raise UsageError(
+            f"no release is called {name!r}; there are the collections {', '.join(known)} and the "
+            f"checkpoints {', '.join(names())}"
+        )
+    if checkpoint is None:
+        return chosen
+    one = tuple(release for release in chosen if checkpoint in (release.checkpoint, release.name))
+    if not one:
+        raise UsageError(f"{name} has no checkpoint {checkpoint!r}; it has: {', '.join(r.checkpoint for r in chosen)}")
+    return one

@@ -206,7 +206,7 @@ DIALECTS = (
         facts={
             "batch_norm_momentum": 1e-1,
             "padding": "TensorFlow SAME in time; in space only where H and W divide by every stride",
-            "head": "2x7x7 average pool (VALID, stride 1), dropout, 1x1x1 convolution, mean over time; returns (softmax, logits)",
+            "head": "2x7x7 average pool (VALID, stride 1), dropout, 1x1x1 convolution, mean over time, softmax",
         },
         ignored=(_COUNTERS,),
         wrappable=True,

@@ -55,7 +55,11 @@ class Checkpoint(ABC):
             FormatError: its bytes are missing, or fail their checksum.
         """
 
-    def close(self) -> None:
+    def recorded_crc32c(self, key: str) -> int | None:
+        """The CRC32C of the tensor's bytes that the file itself records and `read` checks; None if it has none."""
+        return None
+
+    def close(self) -> None:  # noqa: B027  (most formats hold nothing but a memory map)
         """Give the file back; arrays that were read stay valid."""
 
     def __enter__(self) -> Checkpoint:
@@ -72,9 +76,12 @@ class Writer(ABC):
 
     The path given is where the bytes go at once: the caller stages the folder and renames it when all is
     well, so a writer neither cleans up nor renames.
+
+    Attributes:
+        file_name: what `port` calls the file of this format; a TensorFlow bundle is named by its prefix.
     """
 
-    suffix: ClassVar[str]
+    file_name: ClassVar[str]
 
     def __init__(self, path: Path, tensors: Iterable[TensorInfo]) -> None:
         self.path = path

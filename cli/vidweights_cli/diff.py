@@ -1,0 +1,70 @@
+"""`vidweights diff`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vidweights import compare, formats
+from vidweights.compare import TensorDifference
+from vidweights_cli.output import json_option, print_json, table
+
+
+@click.command("diff")
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@click.option("--all", "-a", "show_all", is_flag=True, help="List the equal tensors too.")
+@json_option
+def command(a: Path, b: Path, show_all: bool, as_json: bool) -> int:
+    """Compare the checkpoints A and B tensor by tensor, whatever format and dialect each has.
+
+    Leaves with 0 if all tensors are equal bit for bit, with 1 if not.
+    """
+    with formats.open_checkpoint(a) as left, formats.open_checkpoint(b) as right:
+        comparison = compare.checkpoints(left, right)
+    differences = comparison.tensors
+    unequal = [d for d in differences if not d.equal]
+    if as_json:
+        print_json(
+            {
+                "a": {"dialect": comparison.a, "format": left.format},
+                "b": {"dialect": comparison.b, "format": right.format},
+                "equal": len(differences) - len(unequal),
+                "total": len(differences),
+                "facts": [[f.fact, f.source, f.target] for f in comparison.facts],
+                "tensors": [_fields(d) for d in (differences if show_all else unequal)],
+            }
+        )
+        return 1 if unequal else 0
+    click.echo(f"A  {comparison.a} ({left.format})  {a}")
+    click.echo(f"B  {comparison.b} ({right.format})  {b}")
+    for fact in comparison.facts:
+        click.echo(f"fact differs: {fact.fact.replace('_', ' ')}\n   A  {fact.source}\n   B  {fact.target}")
+    shown = differences if show_all else unequal
+    if shown:
+        table(("tensor", "A", "B", "max |A-B|", "relative L2"), [_row(d) for d in shown])
+    click.echo(f"{len(differences) - len(unequal)} of {len(differences)} tensors are equal, bit for bit")
+    return 1 if unequal else 0
+
+
+def _row(d: TensorDifference) -> tuple[str, ...]:
+    def shape(value: tuple[int, ...] | None) -> str:
+        return "absent" if value is None else " x ".join(map(str, value)) or "scalar"
+
+    def number(value: float | None) -> str:
+        return "-" if value is None else f"{value:.3g}"
+
+    return d.name, shape(d.shape_a), shape(d.shape_b), number(d.max_abs), number(d.relative_l2)
+
+
+def _fields(d: TensorDifference) -> dict[str, Any]:
+    return {
+        "tensor": d.name,
+        "equal": d.equal,
+        "shape_a": d.shape_a,
+        "shape_b": d.shape_b,
+        "max_abs": d.max_abs,
+        "relative_l2": d.relative_l2,
+    }

@@ -1,0 +1,77 @@
+"""`vidweights info`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from vidweights import dialects, home, pretrained
+from vidweights.families import FAMILIES
+from vidweights_cli.output import json_option, megabytes, print_json
+
+
+@click.command("info")
+@click.argument("name", required=False)
+@json_option
+def command(name: str | None, as_json: bool) -> None:
+    """What is known of the release NAME: files and hashes, input, labels, licence, accuracy, where it is kept.
+
+    Without NAME: where vidweights keeps things, and which families and dialects it knows.
+    """
+    facts = _machine() if name is None else _release(pretrained.weights(name))
+    if as_json:
+        print_json(facts)
+    else:
+        _show(facts)
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "home": str(home.home()),
+        "families": list(FAMILIES),
+        "dialects": {d.name: f"{d.family.name}, {d.framework}, {d.source}" for d in dialects.DIALECTS.values()},
+    }
+
+
+def _release(record: pretrained.Weights) -> dict[str, Any]:
+    release = record.release
+    labels = release.labels
+    return {
+        "name": release.name,
+        "title": release.title,
+        "network": {"family": release.family, **release.config.to_json()},
+        "released as": {
+            "collection": release.collection,
+            "checkpoint": release.checkpoint,
+            "dialect": release.dialect,
+            "repository": release.repository,
+            "commit": release.commit,
+            "paper": release.paper,
+        },
+        "files": {
+            f"{release.url}/{file.name}": f"{megabytes(file.size)}, "
+            + (f"SHA-256 {file.sha256}" if file.sha256 else f"git blob {file.git_blob}")
+            for file in release.files
+        },
+        "also in": {f"package {c.package} {c.version}": f"{c.file}, SHA-256 {c.sha256}" for c in release.copies},
+        "input": dict(release.input),
+        "labels": {"count": len(labels), "first": ", ".join(labels[:3]), **release.label_source},
+        "trained on": release.training,
+        "published accuracy": dict(release.accuracy) or "none",
+        "licence": dict(release.licence),
+        "facts": dict(FAMILIES[release.family].facts),
+        "here": {"state": record.state, "folder": str(record.folder or home.weights_folder(release.name))},
+    }
+
+
+def _show(facts: dict[str, Any], indent: str = "") -> None:
+    for name, value in facts.items():
+        label = name.replace("_", " ")
+        if isinstance(value, dict):
+            if value:
+                click.echo(f"{indent}{label}")
+                _show(value, indent + "  ")
+        else:
+            text = ", ".join(map(str, value)) if isinstance(value, list) else value
+            click.echo(f"{indent}{label}: {text}")

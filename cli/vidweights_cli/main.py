@@ -1,0 +1,85 @@
+"""`vidweights`: the group of commands, and the one place where errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+
+import click
+
+from vidweights import __version__
+from vidweights.errors import VidweightsError
+
+# command: (module, what --help says of it); a command's module is imported when the command runs.
+_COMMANDS = {
+    "list": ("list", "The releases in the catalog, and which of them are on this machine."),
+    "info": ("info", "What is known of one release: hashes, input, licence, accuracy, where it is kept."),
+    "inspect": ("inspect", "Say what any checkpoint file is, and which release it equals."),
+    "diff": ("diff", "Compare two checkpoints tensor by tensor, across dialects."),
+    "port": ("port", "Port a released checkpoint into a finished folder, and prove that it matches."),
+    "validate": ("validate", "Validate a finished folder again."),
+}
+
+_EXIT_CODES = """\b
+Exit codes:
+  0    done
+  1    the weights do not compute what the release computes, or two checkpoints differ
+  2    a wrong argument
+  3    weights, or a library that the job needs, cannot be had here
+  4    a file is damaged, hostile, or not what it was taken for
+  5    a checkpoint's tensors are not those of the network that was asked for
+  6    the result could not be written
+  130  interrupted
+"""
+
+
+class _Commands(click.Group):
+    """Imports a command when it is called, so that `--help` stays fast."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"vidweights_cli.{_COMMANDS[name][0]}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+
+@click.group(cls=_Commands, epilog=_EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="vidweights")
+def group() -> None:
+    """Pretrained weights for video networks, ported from their releases and proved to match them."""
+
+
+def main() -> None:
+    """Run the command line; the process leaves with one of the documented exit codes."""
+    arguments = sys.argv[1:]
+    try:
+        sys.exit(group.main(arguments, prog_name="vidweights", standalone_mode=False) or 0)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("vidweights: interrupted; nothing unfinished was left behind", err=True)
+        sys.exit(130)
+    except VidweightsError as error:
+        _tell(error, as_json="--json" in arguments)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+
+
+def _tell(error: VidweightsError, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"error": {"type": type(error).__name__, "message": str(error)}}))
+    click.echo(f"vidweights: {error}", err=True)

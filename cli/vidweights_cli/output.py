@@ -1,0 +1,81 @@
+"""What the commands share: the `--json` option, tables, and progress bars that only a terminal sees."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+
+# A bar appears when a job has run this long, in seconds.
+_PATIENCE = 1.0
+
+
+def print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table as wide as the terminal; plain, unwrapped text where there is none."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=max(console.width, 200))
+    grid = Table(*headings, box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for row in rows:
+        grid.add_row(*row)
+    console.print(grid)
+
+
+def megabytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB"
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A callback (what, done, total) that draws a bar on a terminal once the job takes over a second."""
+    if not sys.stderr.isatty():
+        yield lambda what, done, total: None
+        return
+    started, bar = time.monotonic(), _Bar()
+
+    def tell(what: str, done: int, total: int) -> None:
+        if time.monotonic() - started > _PATIENCE:
+            bar.show(what, done, total)
+
+    try:
+        yield tell
+    finally:
+        bar.stop()
+
+
+class _Bar:
+    """rich's progress display, made when it is first needed."""
+
+    def __init__(self) -> None:
+        self._progress: Any = None
+        self._task: Any = None
+
+    def show(self, what: str, done: int, total: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+        if self._progress is None:
+            columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+            self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._progress.start()
+            self._task = self._progress.add_task(what, total=total)
+        self._progress.update(self._task, description=what, completed=done, total=total)
+
+    def stop(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()

@@ -1,0 +1,158 @@
+"""`vidweights port`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vidweights.errors import UnavailableError
+from vidweights_cli.output import json_option, print_json, progress_bar, table
+from vidweights_converters import port as porting
+from vidweights_converters.port import Outcome, Request
+
+
+@click.command("port")
+@click.argument("release")
+@click.option("--checkpoint", metavar="NAME", help="Port this one checkpoint of RELEASE; it must succeed.")
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path),
+    help="Take the weights from this file or folder, in any format and dialect, and look nowhere else.",
+)
+@click.option("--to", metavar="DIALECT", help="The naming to write; that of our own torch model if not given.")
+@click.option(
+    "--format",
+    "container",
+    type=click.Choice(["safetensors", "tf", "torch", "h5", "flax"]),
+    help="The container to write; what users of the dialect expect if not given.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Write DIR/NAME for each checkpoint; without it they go where vidweights.load finds them by name.",
+)
+@click.option("--no-validate", is_flag=True, help="Do not prove the result; it then counts as unvalidated.")
+@click.option("--overwrite", is_flag=True, help="Replace a folder that exists, once the new one is complete.")
+@click.option("--dry-run", is_flag=True, help="Print the plan, tensor by tensor, and write nothing.")
+@json_option
+def command(
+    release: str,
+    checkpoint: str | None,
+    weights: Path | None,
+    to: str | None,
+    container: str | None,
+    out: Path | None,
+    no_validate: bool,
+    overwrite: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> int:
+    """Port RELEASE into a finished folder, and prove that it computes what the release computes.
+
+    RELEASE is a short name (i3d-tf), a name from `vidweights list`, or, with --weights, a family (i3d) for a
+    checkpoint of your own. A short name ports every checkpoint whose bytes can be had.
+
+    \b
+      vidweights port i3d-tf
+      vidweights port i3d-tf --checkpoint rgb_scratch --to piergiaj --format torch --out .
+      vidweights port i3d --weights my_finetuned.pt --to deepmind-rgb --no-validate
+    """
+    wanted = porting.requests(
+        release,
+        checkpoint=checkpoint,
+        weights=weights,
+        to=to,
+        format=container,
+        out=out,
+        validate=not no_validate,
+        overwrite=overwrite,
+    )
+    with progress_bar() as progress:
+        outcomes = porting.plan_all(wanted, progress) if dry_run else porting.port_all(wanted, progress)
+    if len(outcomes) == 1 and outcomes[0].error is not None:
+        raise outcomes[0].error
+    if as_json:
+        print_json([_fields(outcome, dry_run) for outcome in outcomes])
+    elif dry_run:
+        _show_plans(outcomes)
+    else:
+        _show(outcomes)
+    return _exit_code(outcomes)
+
+
+def _exit_code(outcomes: tuple[Outcome, ...]) -> int:
+    """0 if something was done and nothing failed but for want of its bytes."""
+    errors = [outcome.error for outcome in outcomes if outcome.error is not None]
+    grave = [error.exit_code for error in errors if not isinstance(error, UnavailableError)]
+    if grave:
+        return grave[0]
+    return UnavailableError.exit_code if len(errors) == len(outcomes) else 0
+
+
+def _fields(outcome: Outcome, dry_run: bool) -> dict[str, Any]:
+    request, config = outcome.request, outcome.config
+    fields: dict[str, Any] = {"name": request.name, "done": outcome.error is None and not dry_run}
+    if outcome.error is not None:
+        return {**fields, "error": {"type": type(outcome.error).__name__, "message": str(outcome.error)}}
+    assert outcome.plan is not None
+    fields |= {"origin": outcome.origin, "folder": str(request.folder), "plan_sha256": outcome.plan.sha256}
+    if dry_run:
+        return {**fields, "plan": outcome.plan.to_json()}
+    assert config is not None
+    return {**fields, "files": dict(config.files), "validation": outcome.report and outcome.report.to_json()}
+
+
+def _show(outcomes: tuple[Outcome, ...]) -> None:
+    for outcome in outcomes:
+        if outcome.report is not None:
+            from rich.console import Console
+
+            from vidweights_converters import report
+
+            report.render(outcome.report, Console(highlight=False))
+    table(("checkpoint", "result", "where, or why not"), [_row(outcome) for outcome in outcomes])
+    for outcome in outcomes:
+        for fact in outcome.plan.differences if outcome.plan else ():
+            click.echo(f"{outcome.request.name}: the {fact.fact.replace('_', ' ')} differs in the code of the target.")
+            click.echo(f"  source  {fact.source}\n  target  {fact.target}")
+    if any(isinstance(outcome.error, UnavailableError) for outcome in outcomes):
+        click.echo("To port one that is not here: vidweights port RELEASE --checkpoint NAME says what to fetch.")
+
+
+def _row(outcome: Outcome) -> tuple[str, str, str]:
+    name = outcome.request.release.checkpoint if outcome.request.release else outcome.request.name
+    if outcome.error is None:
+        state = "validated" if outcome.report else "written, not validated"
+        return name, state, f"{outcome.request.folder}\nfrom {outcome.origin}"
+    attempts = getattr(outcome.error, "attempts", None)
+    if attempts is not None:
+        return name, "unavailable", "\n".join(f"{place}: {reason}" for place, reason in attempts)
+    return name, "failed", str(outcome.error)
+
+
+def _show_plans(outcomes: tuple[Outcome, ...]) -> None:
+    for outcome in outcomes:
+        if outcome.plan is None:
+            click.echo(f"{outcome.request.name}: {outcome.error}")
+            continue
+        _show_plan(outcome.request, outcome)
+
+
+def _show_plan(request: Request, outcome: Outcome) -> None:
+    planned = outcome.plan
+    assert planned is not None
+    click.echo(f"{request.name}: {planned.source.name} -> {planned.target.name}, from {outcome.origin}")
+    click.echo(f"would write {request.folder} ({request.format}), {len(planned.outputs)} tensors")
+    rows = []
+    for step in planned.steps:
+        source = f"{step.source.key} {step.source.layout}" if step.source else f"constant {step.constant}"
+        target = f"{step.target.key} {step.target.layout}" if step.target else f"dropped if all are {step.constant}"
+        rows.append((source, target, " x ".join(map(str, step.target_shape))))
+    table(("source", "target", "shape"), rows)
+    for key, reason in planned.ignored:
+        click.echo(f"left: {key} ({reason})")
+    for fact in planned.differences:
+        click.echo(f"fact differs: {fact.fact}: {fact.source} -> {fact.target}")
+    click.echo(f"plan SHA-256 {planned.sha256}")

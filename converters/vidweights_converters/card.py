@@ -1,0 +1,97 @@
+"""The model card of a finished folder: `README.md`, rendered from its `config.json` and `validation.json` alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from vidweights.folder import CARD, FolderConfig, read_validation
+
+_STATUS = {
+    None: "**Not validated.** Nobody has shown that these weights compute what the release computes.",
+    False: "**Validation failed.** These weights do not compute what the release computes.",
+    True: "**Validated**: the network below computes what the release computes; the figures are under *What was checked*.",
+}
+
+
+def write(folder: Path, config: FolderConfig) -> None:
+    """Write the card of a folder."""
+    (folder / CARD).write_text(render(config, read_validation(folder, config)), encoding="utf-8")
+
+
+def render(config: FolderConfig, validation: Mapping[str, Any] | None) -> str:
+    """The card as Markdown with the hub's metadata block before it."""
+    release = config.release or {}
+    licence = release.get("licence", {})
+    body = Template(resources.files("vidweights_cards").joinpath("template.md").read_text(encoding="utf-8"))
+    return _metadata(config, licence) + body.substitute(
+        title=release.get("title", config.name),
+        name=config.name,
+        load=config.name if config.release else "path/to/this/folder",
+        status=_STATUS[validation and bool(validation.get("passed"))],
+        family=config.family,
+        config=_pairs(config.config.to_json()),
+        file=config.main,
+        sha256=config.files[config.main],
+        dialect=f"`{config.dialect}` ({config.format})",
+        training=release.get("training", "unknown"),
+        source=_source(config),
+        licence=f"{licence['id']} ({licence['source']}; {licence['note']})"
+        if licence
+        else "unknown: ask whoever trained it",
+        accuracy=_accuracy(release.get("accuracy") or {}),
+        input=_input(config.input),
+        checks=_checks(validation),
+        facts="\n".join(f"- {fact.replace('_', ' ')}: {value}" for fact, value in config.facts.items()),
+    )
+
+
+def _metadata(config: FolderConfig, licence: Mapping[str, str]) -> str:
+    lines = ["library_name: vidweights", "pipeline_tag: video-classification", f"tags: [{config.family}]"]
+    if licence:
+        lines.insert(0, f"license: {licence['id'].lower()}")
+    return "\n".join(["---", *lines, "---", "", ""])
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in values.items())
+
+
+def _source(config: FolderConfig) -> str:
+    files = "; ".join(f"`{name}` SHA-256 `{sha256}`" for name, sha256 in config.source.files.items())
+    where = ""
+    if config.release:
+        where = (
+            f"{config.release['repository']} at commit `{config.release['commit']}`, `{config.release['checkpoint']}`: "
+        )
+    return f"{where}{files}"
+
+
+def _accuracy(accuracy: Mapping[str, Any]) -> str:
+    if not accuracy:
+        return "none published"
+    return (
+        f"top-1 {accuracy['top1']} %, top-5 {accuracy['top5']} % on {accuracy['dataset']}, "
+        f"as published by {accuracy['published_by']}; not measured again here"
+    )
+
+
+def _input(fields: Mapping[str, Any] | None) -> str:
+    if fields is None:
+        return "Unknown: the checkpoint is not in the catalog."
+    return "\n".join(f"- {name.replace('_', ' ')}: {value}" for name, value in fields.items())
+
+
+def _checks(validation: Mapping[str, Any] | None) -> str:
+    if validation is None:
+        return "Nothing. Run `vidweights validate` on this folder."
+    lines = ["| reference | clip | max difference / largest logit | tolerance |", "|---|---|---|---|"]
+    for reference in validation.get("references", ()):
+        for clip in reference.get("clips", ()):
+            lines.append(
+                f"| {reference['name']} | {clip['name']} | {clip['max_relative']:.2e} | {reference['tolerance']:.2e} |"
+            )
+    return "\n".join(lines)

@@ -1,0 +1,304 @@
+"""Port a released checkpoint: find it, plan, stream it into a finished folder, and prove what was written."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from vidweights import catalog, dialects, formats, home, identity, plan, sources
+from vidweights.catalog import Release
+from vidweights.dialects import Recognition, recognise
+from vidweights.dialects.base import Dialect
+from vidweights.errors import IntegrityError, UsageError, VidweightsError
+from vidweights.families import FAMILIES
+from vidweights.files import git_blob_id_of, sha256_of, staged_folder
+from vidweights.folder import CONFIG, LABELS, VALIDATION, FolderConfig, SourceRecord, provenance, write_json
+from vidweights.formats.base import Checkpoint, Writer
+from vidweights.plan import Plan
+from vidweights.run import stream
+from vidweights_converters import card
+from vidweights_converters.report import Report
+
+# The container that a framework's users expect.
+DEFAULT_FORMATS = {"torch": "safetensors", "tensorflow": "tf", "flax": "flax", "keras": "h5"}
+
+# Called with (what is being done, done so far, in all); in bytes, or in steps of a validation.
+Progress = Callable[[str, int, int], None]
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be ported, and how.
+
+    Attributes:
+        name: the folder's name: that of the release, or the stem of a person's own file.
+        release: the catalogued release that the source must be; None for a person's own checkpoint.
+        weights: the file or folder that the person has.
+        target: the dialect to write, and `format` its container.
+        out: the folder in which the finished folder appears.
+    """
+
+    name: str
+    release: Release | None
+    weights: Path | None
+    target: Dialect
+    format: str
+    out: Path
+    validate: bool = True
+    overwrite: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """The finished folder."""
+        return self.out / self.name
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one request: a folder, or the error that kept it from being made."""
+
+    request: Request
+    plan: Plan | None = None
+    origin: str | None = None
+    config: FolderConfig | None = None
+    report: Report | None = None
+    error: VidweightsError | None = None
+
+
+def requests(
+    name: str,
+    *,
+    checkpoint: str | None = None,
+    weights: Path | None = None,
+    to: str | None = None,
+    format: str | None = None,
+    out: Path | None = None,
+    validate: bool = True,
+    overwrite: bool = False,
+) -> tuple[Request, ...]:
+    """The ports that a name means.
+
+    Args:
+        name: a collection (`i3d-tf`), a release (`i3d-rgb-scratch-k400`), or a family (`i3d`) for a checkpoint of
+            one's own, which `weights` must then give.
+        checkpoint: one checkpoint of the collection.
+        weights: a file or folder to take the weights from, instead of looking for them.
+        to: the dialect to write; our own if not given.
+        format: `safetensors`, `tf`, `torch`, `h5` or `flax`; what users of the dialect expect if not given.
+        out: where the folders appear; `$VIDWEIGHTS_HOME/weights`, from which `load` takes them, if not given.
+
+    Raises:
+        UsageError: an unknown name, or a combination that means nothing.
+    """
+    if name in FAMILIES:
+        if weights is None or checkpoint is not None:
+            raise UsageError(f"{name} is a family: give your own checkpoint with --weights, without --checkpoint.")
+        chosen: tuple[Release | None, ...] = (None,)
+    else:
+        chosen = catalog.select(name, checkpoint)
+    if weights is not None and not weights.exists() and not weights.with_name(weights.name + ".index").exists():
+        raise UsageError(f"--weights {weights}: no such file or folder.")
+    if weights is not None and weights.is_file() and len(chosen) > 1:
+        names = ", ".join(release.checkpoint for release in chosen if release)
+        raise UsageError(
+            f"--weights {weights} is one file and {name} has several checkpoints; add --checkpoint ({names})."
+        )
+    target = dialects.get(to or f"vidweights-{chosen[0].family if chosen[0] else name}")
+    container = format or DEFAULT_FORMATS[target.framework]
+    formats.writer(container)  # an unknown format is told before anything is looked for
+    return tuple(
+        Request(
+            name=release.name if release else weights.name.split(".")[0] if weights else name,
+            release=release,
+            weights=weights,
+            target=target,
+            format=container,
+            out=home.home() / "weights" if out is None else out,
+            validate=validate,
+            overwrite=overwrite,
+        )
+        for release in chosen
+    )
+
+
+@contextmanager
+def opened(request: Request, progress: Progress = _silent) -> Iterator[tuple[sources.Source, Checkpoint, Plan]]:
+    """The located, opened and planned source of a request; nothing is written.
+
+    Raises:
+        UnavailableError: the weights cannot be had.
+        FormatError: the file is damaged or is no checkpoint.
+        PlanError: its tensors are not those of the network that was asked for.
+        IntegrityError: it is such a network, but not this release.
+    """
+    if request.release is not None:
+        source = sources.locate(request.release, request.weights, lambda *at: progress(f"downloading {at[0]}", *at[1:]))
+    else:
+        assert request.weights is not None
+        source = sources.Source(request.weights, f"--weights {request.weights}")
+    with formats.open_checkpoint(source.path) as checkpoint:
+        release = request.release
+        planned = plan.make(
+            checkpoint.tensors, request.target, config=release.config if release else None, name=str(source.path)
+        )
+        if release is not None:
+            _check_identity(checkpoint, recognise(checkpoint.tensors), release, source.path)
+        yield source, checkpoint, planned
+
+
+def _check_identity(checkpoint: Checkpoint, found: Recognition, release: Release, path: Path) -> None:
+    """Refuse a checkpoint of the right shape that is not the release it was declared to be."""
+    match = identity.compare(checkpoint, found, release, recorded=True)
+    if not match.whole:
+        some = ", ".join(match.differing[:3]) + (", ..." if len(match.differing) > 3 else "")
+        raise IntegrityError(
+            f"{path} has the shape of {release.name} but is not it: {len(match.differing)} of {match.total} tensors "
+            f"differ ({some}). If it is a checkpoint of your own, run: vidweights port {release.family} --weights {path}"
+        )
+
+
+def port(request: Request, progress: Progress = _silent) -> Outcome:
+    """Carry out one request.
+
+    The folder appears whole, or not at all: it is staged beside its place and renamed when everything in it,
+    validation included, is done.
+
+    Raises:
+        VidweightsError: see `opened`; and ValidationError, OutputError, UnavailableError (no reference installed).
+    """
+    if request.folder.exists() and not request.overwrite:
+        with staged_folder(request.folder):
+            pass
+    with opened(request, progress) as (source, checkpoint, planned):
+        references = _Proof(request, checkpoint) if request.validate else None
+        with staged_folder(request.folder, overwrite=request.overwrite) as stage:
+            config = _write(request, checkpoint, planned, stage, progress)
+            report = references.run(stage, config, planned, progress) if references else None
+            if report is not None:
+                write_json(stage / VALIDATION, report.to_json())
+            card.write(stage, config)
+    return Outcome(request, planned, source.origin, config, report)
+
+
+def _write(request: Request, checkpoint: Checkpoint, planned: Plan, stage: Path, progress: Progress) -> FolderConfig:
+    """Write the weights, `config.json` and `labels.txt`; the source is hashed while its tensors are converted."""
+    with ThreadPoolExecutor(1, thread_name_prefix="vidweights-hash") as pool:
+        hashes = {path.name: pool.submit(sha256_of, path) for path in checkpoint.files}
+        writer_type = formats.writer(request.format)
+        main, files = write_weights(planned, checkpoint, writer_type, stage, progress)
+        record = SourceRecord(
+            dialect=planned.source.name,
+            format=checkpoint.format,
+            files={name: future.result() for name, future in hashes.items()},
+            plan_sha256=planned.sha256,
+        )
+    release = request.release
+    config = FolderConfig(
+        name=request.name,
+        family=planned.source.family.name,
+        config=planned.config,
+        dialect=planned.target.name,
+        format=request.format,
+        main=main,
+        files=files,
+        facts={**planned.source.family.facts, **planned.target.facts},
+        source=record,
+        input=dict(release.input) if release else None,
+        release=provenance(release) if release else None,
+    )
+    write_json(stage / CONFIG, config.to_json())
+    if release is not None:
+        (stage / LABELS).write_text("\n".join(release.labels) + "\n", encoding="utf-8")
+    return config
+
+
+def write_weights(
+    planned: Plan, checkpoint: Checkpoint, writer_type: type[Writer], folder: Path, progress: Progress = _silent
+) -> tuple[str, dict[str, str]]:
+    """Stream the target's tensors into a file of `folder`.
+
+    Returns:
+        The name of the file that opens the checkpoint, and {file name: SHA-256} of all that were written.
+    """
+    outputs = writer_type.order(planned.outputs)
+    place = {info.key: index for index, info in enumerate(outputs)}
+    total, done = sum(info.nbytes for info in outputs), 0
+    writer = writer_type(folder / writer_type.file_name, outputs)
+    try:
+        for step, array in stream(planned, checkpoint, lambda step: place[step.target.key] if step.target else -1):
+            assert step.target is not None
+            writer.write(step.target.key, array)
+            done += array.nbytes
+            progress("converting", done, total)
+        files = writer.finish()
+    except BaseException:
+        writer.abort()
+        raise
+    return next(iter(files)), files
+
+
+class _Proof:
+    """The references that can judge a port, chosen before anything is written."""
+
+    def __init__(self, request: Request, checkpoint: Checkpoint) -> None:
+        from vidweights_converters import references
+
+        self.request = request
+        self.checkpoint = checkpoint
+        self.scratch = tempfile.TemporaryDirectory(prefix="vidweights-")
+        self.references = references.choose(checkpoint, lambda: self._tensorflow_source())
+
+    def _tensorflow_source(self) -> Path | None:
+        """The release's own TensorFlow files: the source itself, or rebuilt from it and proved byte for byte."""
+        if self.checkpoint.format == "tf":
+            return self.checkpoint.path
+        release = self.request.release
+        if release is None or dialects.get(release.dialect).framework != "tensorflow":
+            return None
+        folder = Path(self.scratch.name)
+        rebuilt = plan.make(self.checkpoint.tensors, dialects.get(release.dialect))
+        main, _ = write_weights(rebuilt, self.checkpoint, formats.writer("tf"), folder)
+        same = all(git_blob_id_of(folder / file.name) == file.git_blob for file in release.files)
+        return folder / main if same else None
+
+    def run(self, stage: Path, config: FolderConfig, planned: Plan, progress: Progress) -> Report:
+        """Validate the staged weights.
+
+        Raises:
+            ValidationError: they do not compute what the release computes.
+        """
+        from vidweights_converters import validate
+
+        with self.scratch:
+            return validate.validate(stage, config, self.references, self.checkpoint, planned, progress)
+
+
+def port_all(wanted: Sequence[Request], progress: Progress = _silent) -> tuple[Outcome, ...]:
+    """Carry out several requests; one that fails does not keep the others from being ported."""
+    outcomes = []
+    for request in wanted:
+        try:
+            outcomes.append(port(request, progress))
+        except VidweightsError as error:
+            outcomes.append(Outcome(request, error=error))
+    return tuple(outcomes)
+
+
+def plan_all(wanted: Sequence[Request], progress: Progress = _silent) -> tuple[Outcome, ...]:
+    """The plans of several requests; nothing is written."""
+    outcomes = []
+    for request in wanted:
+        try:
+            with opened(request, progress) as (source, _, planned):
+                outcomes.append(Outcome(request, planned, source.origin))
+        except VidweightsError as error:
+            outcomes.append(Outcome(request, error=error))
+    return tuple(outcomes)

@@ -1,0 +1,1 @@
+"""The card template, and cards that were rendered from it."""

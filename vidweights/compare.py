@@ -1,0 +1,104 @@
+"""The difference between two checkpoints of one family, tensor by tensor, whatever dialects they speak."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from vidweights.dialects import Recognition, recognise
+from vidweights.dialects.base import Constant, Row
+from vidweights.errors import PlanError
+from vidweights.formats.base import Checkpoint
+from vidweights.layout import Array, Shape, relayout, reshape
+from vidweights.plan import FactDifference, fact_differences
+
+
+@dataclass(frozen=True)
+class TensorDifference:
+    """One canonical tensor on both sides; a shape of None means that a side lacks it.
+
+    `max_abs` and `relative_l2` (of A - B, relative to B) are None where the shapes differ.
+    """
+
+    name: str
+    shape_a: Shape | None
+    shape_b: Shape | None
+    equal: bool  # the same bits
+    max_abs: float | None = None
+    relative_l2: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two checkpoints: their dialects, the facts that these do not share, and every canonical tensor."""
+
+    a: str
+    b: str
+    facts: tuple[FactDifference, ...]
+    tensors: tuple[TensorDifference, ...]
+
+
+def checkpoints(a: Checkpoint, b: Checkpoint) -> Comparison:
+    """Compare two checkpoints.
+
+    Raises:
+        PlanError: one is not a known network, or they are of different families.
+        FormatError: a tensor is damaged.
+    """
+    left, right = _Side(a), _Side(b)
+    if left.found.dialect.family is not right.found.dialect.family:
+        raise PlanError(
+            f"A is a network of the family {left.found.dialect.family.name} and B one of "
+            f"{right.found.dialect.family.name}",
+            {},
+            "Only checkpoints of one family have tensors in common.",
+        )
+    names = dict.fromkeys([*left.rows, *right.rows])
+    facts = fact_differences(left.found.dialect, right.found.dialect)
+    return Comparison(left.found.dialect.name, right.found.dialect.name, facts, tuple(_compare(left, right, names)))
+
+
+class _Side:
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self.found: Recognition = recognise(checkpoint.tensors)
+        self.rows = {row.tensor.name: row for row in self.found.dialect.table(self.found.config)}
+
+    def shape(self, name: str) -> Shape | None:
+        """The canonical shape of a tensor as the file has it."""
+        row = self.rows.get(name)
+        if row is None or isinstance(row.place, Constant):
+            return row and row.tensor.shape
+        info = self.checkpoint.tensors.get(self.found.prefix + row.place.key)
+        try:
+            return info and reshape(info.shape, row.place.layout, row.tensor.layout)
+        except ValueError:
+            return info and info.shape
+
+    def read(self, row: Row) -> Array:
+        if isinstance(row.place, Constant):
+            return np.full(row.tensor.shape, row.place.value, np.float32)
+        stored = self.checkpoint.read(self.found.prefix + row.place.key)
+        return relayout(stored, row.place.layout, row.tensor.layout)
+
+
+def _compare(left: _Side, right: _Side, names: dict[str, None]) -> Iterator[TensorDifference]:
+    for name in names:
+        shape_a, shape_b = left.shape(name), right.shape(name)
+        if shape_a is None or shape_a != shape_b:
+            yield TensorDifference(name, shape_a, shape_b, equal=False)
+            continue
+        a, b = left.read(left.rows[name]), right.read(right.rows[name])
+        equal = a.dtype == b.dtype and a.tobytes() == b.tobytes()
+        max_abs, relative = (0.0, 0.0) if equal else _distance(a, b)
+        yield TensorDifference(name, shape_a, shape_b, equal, max_abs, relative)
+
+
+def _distance(a: Array, b: Array) -> tuple[float, float]:
+    """(max |a - b|, ||a - b|| / ||b||) in float64; not a number where an element is not one."""
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    norm = float(np.linalg.norm(y))
+    distance = float(np.linalg.norm(x - y))
+    return float(np.abs(x - y).max(initial=0.0)), distance / norm if norm else distance

@@ -1,0 +1,138 @@
+"""A finished folder: weights, `config.json`, `labels.txt`, `validation.json` and the card, and how to read it back.
+
+`config.json` is the same on every machine for the same input. What was proved of the weights stands in
+`validation.json`, which names their SHA-256; without it, or with another hash, they count as unvalidated.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vidweights import dialects
+from vidweights.catalog import Release
+from vidweights.dialects.base import Dialect
+from vidweights.errors import FormatError
+from vidweights.families import FAMILIES
+
+CONFIG = "config.json"
+LABELS = "labels.txt"
+VALIDATION = "validation.json"
+CARD = "README.md"
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class SourceRecord:
+    """What the weights were made from."""
+
+    dialect: str
+    format: str
+    files: Mapping[str, str]  # name: SHA-256
+    plan_sha256: str
+
+
+@dataclass(frozen=True)
+class FolderConfig:
+    """The contents of `config.json`.
+
+    Attributes:
+        name: the catalog name, or the name that a person gave.
+        files: {file name: SHA-256} of the weights.
+        main: the file among them (for a TensorFlow bundle its `.index`) that is opened.
+        release: provenance, licence, training data and published accuracy; None outside the catalog.
+    """
+
+    name: str
+    family: str
+    config: Any
+    dialect: str
+    format: str
+    main: str
+    files: Mapping[str, str]
+    facts: Mapping[str, Any]
+    source: SourceRecord
+    input: Mapping[str, Any] | None = None
+    release: Mapping[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values, in a fixed order."""
+        body = {**asdict(self), "config": self.config.to_json()}
+        return {"vidweights": _VERSION, **body}
+
+    @property
+    def speaks(self) -> Dialect:
+        """The dialect of the weights file."""
+        return dialects.get(self.dialect)
+
+
+def provenance(release: Release) -> dict[str, Any]:
+    """What `config.json` says of where a release comes from."""
+    return {
+        "title": release.title,
+        "collection": release.collection,
+        "checkpoint": release.checkpoint,
+        "repository": release.repository,
+        "commit": release.commit,
+        "paper": release.paper,
+        "licence": dict(release.licence),
+        "training": release.training,
+        "accuracy": dict(release.accuracy),
+        "labels": dict(release.label_source),
+    }
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON with a fixed layout, so that equal values are equal bytes."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_config(folder: Path) -> FolderConfig:
+    """The `config.json` of a finished folder.
+
+    Raises:
+        FormatError: it is missing, is not JSON, or is not ours.
+    """
+    data = _read_object(folder / CONFIG)
+    if data.pop("vidweights", None) != _VERSION:
+        raise FormatError(f"{folder / CONFIG} was not written by vidweights (no 'vidweights': {_VERSION}).")
+    try:
+        config = FAMILIES[data["family"]].configure(**data.pop("config"))
+        source = SourceRecord(**data.pop("source"))
+        read = FolderConfig(config=config, source=source, **data)
+    except (KeyError, TypeError) as error:
+        raise FormatError(f"{folder / CONFIG} lacks or misnames {error}. Make the folder again.") from error
+    if Path(read.main).name != read.main or any(Path(name).name != name for name in read.files):
+        raise FormatError(f"{folder / CONFIG} names a file outside its folder. It is not from a source to trust.")
+    return read
+
+
+def read_validation(folder: Path, config: FolderConfig) -> Mapping[str, Any] | None:
+    """The report of a folder, if there is one and it is about these very weights."""
+    if not (folder / VALIDATION).is_file():
+        return None
+    report = _read_object(folder / VALIDATION)
+    return report if report.get("weights_sha256") == dict(config.files) else None
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FormatError(f"{path} is missing; expected the folder that `vidweights port` wrote.") from error
+    except (ValueError, OSError) as error:
+        raise FormatError(f"{path} cannot be read as JSON ({error}). Make the folder again.") from error
+    if not isinstance(data, dict):
+        raise FormatError(f"{path} holds no JSON object. Make the folder again.")
+    return data
+
+
+def validation_state(folder: Path, config: FolderConfig) -> str:
+    """`passed`, `failed` or `unvalidated`."""
+    report = read_validation(folder, config)
+    if report is None:
+        return "unvalidated"
+    return "passed" if report.get("passed") is True else "failed"

@@ -1,0 +1,235 @@
+"""Pretrained weights by name, folder or file: `load`, `state_dict`, `list_weights`, `download`, `weights`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vidweights import catalog, dialects, folder, formats, home, models, plan
+from vidweights.catalog import Release
+from vidweights.errors import FormatError, UnavailableError, UsageError
+from vidweights.folder import FolderConfig
+from vidweights.layout import Array
+from vidweights.run import stream
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from vidweights.clips import ClipTransform
+
+
+class UnvalidatedWarning(UserWarning):
+    """Weights were loaded of which nobody has shown that they compute what the release computes."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What is known of a release without loading it.
+
+    Attributes:
+        name: the catalog name.
+        release: its entry in the catalog: hashes, licence, published accuracy.
+    """
+
+    name: str
+    release: Release
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The class names, in the order of the logits."""
+        return self.release.labels
+
+    def transforms(self) -> ClipTransform:
+        """The release's preprocessing: frames (T, H, W, C) to a float32 clip (C, T, H, W)."""
+        from vidweights.clips import ClipTransform, Preprocessing
+
+        return ClipTransform(Preprocessing.from_json(self.release.input))
+
+    @property
+    def folder(self) -> Path | None:
+        """The finished folder on this machine, or None if it was not made yet."""
+        path = home.weights_folder(self.name)
+        return path if (path / folder.CONFIG).is_file() else None
+
+    @property
+    def state(self) -> str:
+        """`passed`, `failed` or `unvalidated` for what is on this machine; `absent` if nothing is."""
+        if self.folder is None:
+            return "absent"
+        return folder.validation_state(self.folder, folder.read_config(self.folder))
+
+
+def weights(name: str) -> Weights:
+    """The record of a release.
+
+    Raises:
+        UsageError: no release has that name.
+    """
+    return Weights(name, catalog.get(name))
+
+
+def list_weights() -> tuple[str, ...]:
+    """The names that `load` takes."""
+    return catalog.names()
+
+
+def download(name: str) -> Path:
+    """The finished folder of a release, made now if it is not on this machine yet.
+
+    What is made here is not validated, since that takes the source's framework; `vidweights port` does both.
+
+    Raises:
+        UsageError: no release has that name.
+        UnavailableError: no source has its bytes; the message lists the places that were tried.
+    """
+    record = weights(name)
+    if record.folder is None:
+        from vidweights import _converters
+
+        _converters.port(name, validate=False)
+    return home.weights_folder(name)
+
+
+def load(
+    source: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    num_classes: int | None = None,
+    **options: Any,
+) -> nn.Module:
+    """A network with pretrained weights, in evaluation mode.
+
+    Loading is strict: every tensor is there, in its shape, and is used. The SHA-256 of a finished folder is
+    checked, once for each file and state of it.
+
+    Args:
+        source: a release's name, a finished folder, or a checkpoint file in any known format and dialect.
+        device: where the parameters go.
+        dtype: what floating parameters become; as stored if not given.
+        num_classes: a new, randomly initialised head of that many classes, for fine-tuning.
+        options: keyword arguments of the model (`dropout=0.5`, `head_pool="mean"`).
+
+    Raises:
+        UsageError: `source` is neither a known name nor a path.
+        UnavailableError: the weights cannot be had, or torch is not installed.
+        FormatError: the file is damaged, or is no checkpoint.
+        IntegrityError: the weights are not those that the folder's `config.json` describes.
+        PlanError: the tensors are not those of a known network.
+    """
+    family, config, tensors = _read(_path(source), str(device), warn=True)
+    import torch
+
+    with torch.device("meta"):
+        model = models.build(family, config, **options)
+    if dtype is not None:
+        tensors = {key: t.to(dtype) if t.is_floating_point() else t for key, t in tensors.items()}
+    model.load_state_dict(tensors, strict=True, assign=True)
+    if num_classes is not None:
+        model.reset_head(num_classes)  # type: ignore[operator]
+    return model.eval()
+
+
+def state_dict(
+    source: str | Path, *, dialect: str | None = None, framework: str = "torch"
+) -> dict[str, torch.Tensor] | dict[str, Array]:
+    """The tensors of a release, folder or file under the names of a dialect.
+
+    Args:
+        source: as for `load`.
+        dialect: `piergiaj`, `hassony2`, `deepmind-rgb`, ...; the names of our own model if not given.
+        framework: `torch` for torch tensors, `numpy` for arrays (needs no framework).
+
+    Raises:
+        UsageError: no such name, dialect or framework.
+        PlanError: the dialect cannot hold this network.
+    """
+    if framework not in ("torch", "numpy"):
+        raise UsageError(f"framework {framework!r}: expected 'torch' or 'numpy'")
+    arrays = _arrays(_checkpoint_path(_path(source)), dialect)
+    return arrays if framework == "numpy" else _to_torch(arrays)
+
+
+def _path(source: str | Path) -> Path:
+    """The path that a name or a path means."""
+    if isinstance(source, str) and source in catalog.names():
+        return download(source)
+    path = Path(source).expanduser()
+    if path.exists() or path.with_name(path.name + ".index").exists():
+        return path
+    raise UsageError(
+        f"{str(source)!r} is neither a file or folder here nor the name of a release; "
+        f"the releases are: {', '.join(catalog.names())}"
+    )
+
+
+def _checkpoint_path(path: Path) -> Path:
+    """The checkpoint of a finished folder, its hashes checked; any other path as it is."""
+    if not (path / folder.CONFIG).is_file():
+        return path
+    config = folder.read_config(path)
+    for name, sha256 in config.files.items():
+        if not (path / name).is_file():
+            raise FormatError(f"{path / name} is missing, which {folder.CONFIG} lists. Make or fetch the folder again.")
+        home.verify(path / name, sha256)
+    return path / config.main
+
+
+def _read(path: Path, device: str, *, warn: bool) -> tuple[str, Any, dict[str, torch.Tensor]]:
+    """Family, configuration and state dict of a folder or file, for our own model."""
+    config = folder.read_config(path) if (path / folder.CONFIG).is_file() else None
+    if warn:
+        _warn_unless_validated(path, config)
+    file = _checkpoint_path(path)
+    if config is not None and config.format == "safetensors" and config.dialect == f"vidweights-{config.family}":
+        return config.family, config.config, _load_file(file, device)
+    with formats.open_checkpoint(file) as checkpoint:
+        found = dialects.recognise(checkpoint.tensors)
+    arrays = _arrays(file, None)
+    return found.dialect.family.name, found.config, {k: t.to(device) for k, t in _to_torch(arrays).items()}
+
+
+def _load_file(file: Path, device: str) -> dict[str, torch.Tensor]:
+    try:
+        from safetensors.torch import load_file
+    except ModuleNotFoundError as error:
+        raise _no_torch() from error
+    return load_file(file, device=device)
+
+
+def _arrays(file: Path, dialect: str | None) -> dict[str, Array]:
+    """Every tensor of a checkpoint under the names of a dialect."""
+    with formats.open_checkpoint(file) as checkpoint:
+        found = dialects.recognise(checkpoint.tensors)
+        target = dialects.get(dialect or f"vidweights-{found.dialect.family.name}")
+        planned = plan.make(checkpoint.tensors, target, name=str(file))
+        return {step.target.key: array for step, array in stream(planned, checkpoint) if step.target}
+
+
+def _to_torch(arrays: Mapping[str, Array]) -> dict[str, torch.Tensor]:
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        raise _no_torch() from error
+    # A memory map is read-only; a parameter must be writable.
+    return {key: torch.from_numpy(a if a.flags.writeable else a.copy()) for key, a in arrays.items()}
+
+
+def _no_torch() -> UnavailableError:
+    return UnavailableError("torch is not installed: pip install 'vidweights[torch]'")
+
+
+def _warn_unless_validated(path: Path, config: FolderConfig | None) -> None:
+    state = "unvalidated" if config is None else folder.validation_state(path, config)
+    if state != "passed":
+        what = "failed their validation" if state == "failed" else "were not validated"
+        warnings.warn(
+            f"the weights in {path} {what}: nobody has shown that they compute what the release computes. "
+            f"Run: vidweights port RELEASE, or vidweights validate {path}",
+            UnvalidatedWarning,
+            stacklevel=4,
+        )
