@@ -62,5 +62,5 @@ def test_a_collection_means_all_its_checkpoints_and_one_can_be_chosen() -> None:
 
 @pytest.mark.parametrize(("name", "checkpoint"), [("i3d", None), ("i3d-tf", "rgb_scrath")])
 def test_an_unknown_name_is_answered_with_the_known_ones(name: str, checkpoint: str | None) -> None:
-    with pytest.raises(UsageError, match="rgb_scratch|i3d-rgb-scratch-k400"):
+    with pytest.raises(UsageError, match="scratch"):
         catalog.select(name, checkpoint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import shutil
 import tempfile
@@ -10,6 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vidweights.errors import OutputError
 
@@ -35,6 +39,14 @@ def _digest(path: Path, digest: Any) -> str:
     return str(digest.hexdigest())
 
 
+def map_file(path: Path) -> NDArray[np.uint8]:
+    """The bytes of a file, memory-mapped and read-only."""
+    with path.open("rb") as file:
+        if not path.stat().st_size:  # which cannot be mapped
+            return np.frombuffer(b"", np.uint8)
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+
+
 class HashedFile:
     """A new file that is written in one pass, and hashed (SHA-256) on the way.
 
@@ -50,7 +62,10 @@ class HashedFile:
 
     def write(self, data: Any) -> None:
         """Append the bytes of any C-contiguous buffer."""
-        view = memoryview(data).cast("B") if not isinstance(data, bytes) else memoryview(data)
+        view = memoryview(data)
+        if not view.nbytes:  # an empty tensor, whose view cannot be cast
+            return
+        view = view.cast("B")
         self._sha256.update(view)
         self.size += len(view)
         while len(view):
@@ -66,6 +81,18 @@ class HashedFile:
         return self._sha256.hexdigest()
 
 
+def refuse_existing(target: Path) -> None:
+    """Check that nothing is in the way of a new folder.
+
+    Raises:
+        OutputError: something is.
+    """
+    if target.exists():
+        raise OutputError(
+            f"{target} exists already; nothing was written. Remove it, choose another --out, or give --overwrite."
+        )
+
+
 @contextmanager
 def staged_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A temporary folder beside `target` that takes its place when the block ends well, and vanishes if not.
@@ -75,10 +102,8 @@ def staged_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         OutputError: the target exists and `overwrite` is not set, or the disk refuses.
     """
-    if target.exists() and not overwrite:
-        raise OutputError(
-            f"{target} exists already; nothing was written. Remove it, choose another --out, or --overwrite."
-        )
+    if not overwrite:
+        refuse_existing(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         stage = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))

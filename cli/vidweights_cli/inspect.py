@@ -59,7 +59,13 @@ def _facts(checkpoint: Checkpoint, found: Recognition | None, matches: tuple[Mat
             for m in matches
         ],
         "tensors": [
-            {"key": info.key, "shape": list(info.shape), "dtype": info.dtype} for info in checkpoint.tensors.values()
+            {
+                "key": info.key,
+                "shape": list(info.shape),
+                "dtype": info.dtype,
+                "crc32c": f"{identity.crc32c(checkpoint.read(info.key)):08x}",
+            }
+            for info in checkpoint.tensors.values()
         ],
         "others": dict(checkpoint.others),
     }

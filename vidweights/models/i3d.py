@@ -224,6 +224,7 @@ class I3D(nn.Module):
         if num_classes:
             stem, width = self._stem, family.feature_channels(self.config)
             self.Logits = nn.Conv3d(width, num_classes, 1, device=stem.device, dtype=stem.dtype)
+            self.Logits.train(self.training)
             _sonnet_init(self.Logits, generator)
 
     @property

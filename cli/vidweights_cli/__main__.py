@@ -1,0 +1,5 @@
+"""`python -m vidweights_cli`."""
+
+from vidweights_cli.main import main
+
+main()

@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vidweights.clips import ClipTransform, Preprocessing, moving_clip, noise_clip
+from vidweights.errors import FormatError, InputError, UsageError
+
+torch = pytest.importorskip("torch")
+
+RGB, FLOW = Preprocessing(), Preprocessing(channels="flow")
+SMALL = Preprocessing(short_side=8, crop=6)
+
+
+def frames(*shape: int, seed: int = 0) -> Any:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def bilinear(image: Any, height: int, width: int) -> Any:
+    """Half-pixel bilinear resize of (H, W), borders repeated: the formula of OpenCV's INTER_LINEAR, in loops."""
+    out = np.empty((height, width))
+    for i in range(height):
+        for j in range(width):
+            y = min(max((i + 0.5) * image.shape[0] / height - 0.5, 0), image.shape[0] - 1)
+            x = min(max((j + 0.5) * image.shape[1] / width - 0.5, 0), image.shape[1] - 1)
+            top, left = int(y), int(x)
+            bottom, right = min(top + 1, image.shape[0] - 1), min(left + 1, image.shape[1] - 1)
+            upper = image[top, left] * (left + 1 - x) + image[top, right] * (x - left)
+            lower = image[bottom, left] * (left + 1 - x) + image[bottom, right] * (x - left)
+            out[i, j] = upper * (top + 1 - y) + lower * (y - top)
+    return out
+
+
+# --- the record -----------------------------------------------------------------------------------------------------
+
+
+@given(
+    st.builds(
+        Preprocessing,
+        channels=st.sampled_from(["rgb", "flow"]),
+        short_side=st.integers(128, 512),
+        crop=st.integers(1, 128),
+        value_range=st.tuples(st.floats(-2, 0), st.floats(0.5, 2)),
+        frames=st.integers(1, 300),
+        fps=st.floats(0.5, 120),
+    )
+)
+def test_preprocessing_survives_json(preprocessing: Preprocessing) -> None:
+    assert Preprocessing.from_json(json.loads(json.dumps(preprocessing.to_json()))) == preprocessing
+
+
+@pytest.mark.parametrize(
+    "change", [{"crop": "wide"}, {"crop": 300}, {"channels": "bgr"}, {"value_range": [1]}], ids=str
+)
+def test_damaged_preprocessing_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(FormatError, match="does not hold the expected values"):
+        Preprocessing.from_json({**RGB.to_json(), **change})
+
+
+def test_preprocessing_with_other_fields_is_refused() -> None:
+    values = RGB.to_json()
+    values["mean"] = values.pop("fps")
+    with pytest.raises(FormatError, match=r"missing \['fps'\], unknown \['mean'\]"):
+        Preprocessing.from_json(values)
+
+
+def test_impossible_preprocessing_is_refused() -> None:
+    with pytest.raises(UsageError, match="1 <= crop <= short_side"):
+        Preprocessing(short_side=200)
+
+
+# --- RGB ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_pixel_value_becomes_x_over_127_5_minus_1() -> None:
+    ramp = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None, None], (1, 256, 256, 3))
+    clip = ClipTransform(Preprocessing(crop=256))(ramp)
+    expected = torch.arange(256, dtype=torch.float32) / 127.5 - 1
+    assert torch.equal(clip, expected.view(1, 1, 256, 1).expand(3, 1, 256, 256))
+    assert float(clip.min()) == -1
+    assert float(clip.max()) == 1
+
+
+def test_frames_keep_their_order_and_channels_come_first() -> None:
+    video = frames(5, 6, 6, 3)
+    clip = ClipTransform(Preprocessing(short_side=6, crop=6))(video)
+    np.testing.assert_array_equal(clip.numpy(), video.transpose(3, 0, 1, 2) / np.float32(127.5) - np.float32(1))
+    assert clip.dtype == torch.float32
+
+
+@pytest.mark.parametrize("size", [(11, 16), (16, 11), (5, 7), (8, 13)], ids=str)
+def test_the_short_side_is_resized_bilinearly_and_the_centre_is_cropped(size: tuple[int, int]) -> None:
+    video = frames(2, *size, 3)
+    scale = 8 / min(size)
+    height, width = round(size[0] * scale), round(size[1] * scale)
+    top, left = (height - 6) // 2, (width - 6) // 2
+    clip = ClipTransform(SMALL)(video).numpy()
+    for t, c in np.ndindex(2, 3):
+        expected = bilinear(video[t, :, :, c].astype(float), height, width)[top : top + 6, left : left + 6]
+        np.testing.assert_allclose(clip[c, t], expected / 127.5 - 1, rtol=0, atol=2e-6)
+
+
+def test_the_released_size_comes_out() -> None:
+    assert ClipTransform(RGB)(frames(2, 240, 320, 3)).shape == (3, 2, 224, 224)
+
+
+def test_another_value_range() -> None:
+    clip = ClipTransform(Preprocessing(short_side=2, crop=2, value_range=(0, 1)))(np.full((1, 2, 2, 3), 51, np.uint8))
+    torch.testing.assert_close(clip, torch.full((3, 1, 2, 2), 0.2))
+
+
+def test_tensors_flipped_arrays_and_read_only_arrays_give_the_same() -> None:
+    video = frames(3, 9, 10, 3)
+    expected = ClipTransform(SMALL)(video)
+    locked = video.copy()
+    locked.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(ClipTransform(SMALL)(torch.from_numpy(video)), expected)
+        assert torch.equal(ClipTransform(SMALL)(video[..., ::-1].copy()[..., ::-1]), expected)
+        assert torch.equal(ClipTransform(SMALL)(locked), expected)
+        assert torch.equal(ClipTransform(SMALL)(video.astype(">f4")), expected)
+
+
+@pytest.mark.parametrize(
+    ("video", "message"),
+    [
+        (frames(2, 9, 9, 3) / 255, r"float64 with values from .* to .*; expected uint8.*scaled to \[0, 1\]"),
+        (frames(2, 9, 9, 3) / np.float32(127.5) - 1, r"values from -1 to .*floats in \[0, 255\].*scaled already"),
+        (frames(2, 9, 9, 3) * 257.0, r"to 6.*expected uint8, or floats in \[0, 255\]"),
+        (np.full((2, 9, 9, 3), np.nan), "expected finite numbers"),
+        (frames(2, 9, 9, 3).astype(np.int64), r"int64; expected uint8 in \[0, 255\]"),
+        (frames(2, 3, 9, 9), r"shape \(2, 3, 9, 9\); expected \(T, H, W, 3\).*TCHW"),
+        (frames(9, 9, 3), r"frames\[None\]"),
+        (frames(1, 2, 9, 9, 3), "one clip at a time"),
+        (frames(2, 9, 9, 2), "flow has 2"),
+        (frames(0, 9, 9, 3), r"shape \(0, 9, 9, 3\)"),
+        ("video.mp4", "the frames are a str"),
+        (np.array([None]), "an array of object"),
+    ],
+)
+def test_frames_that_do_not_fit_are_refused(video: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ClipTransform(SMALL)(video)
+
+
+# --- flow -----------------------------------------------------------------------------------------------------------
+
+
+def test_flow_is_cut_at_20_pixels_and_divided_by_20() -> None:
+    field = np.array([-50.0, -20.0, -3.0, 0.0, 0.5, 20.0, 21.0, 7.0], np.float32).reshape(1, 2, 2, 2)
+    clip = ClipTransform(Preprocessing(channels="flow", short_side=2, crop=2))(field)
+    expected = np.array([-1, -1, -0.15, 0, 0.025, 1, 1, 0.35], np.float32).reshape(1, 2, 2, 2).transpose(3, 0, 1, 2)
+    np.testing.assert_array_equal(clip.numpy(), expected)
+
+
+def test_flow_is_rescaled_with_its_frames() -> None:
+    field = np.broadcast_to(np.array([4.0, -8.0], np.float32), (3, 12, 24, 2))
+    clip = ClipTransform(Preprocessing(channels="flow", short_side=6, crop=6))(field)
+    assert clip.shape == (2, 3, 6, 6)
+    torch.testing.assert_close(clip[:, 0, 0, 0], torch.tensor([2 / 20, -4 / 20]))
+
+
+def test_flow_as_8_bit_images_is_refused() -> None:
+    with pytest.raises(
+        InputError, match=r"flow frames are uint8; expected floating-point displacements.*x \* 40 / 255"
+    ):
+        ClipTransform(FLOW)(frames(1, 224, 224, 2))
+
+
+# --- seeded clips ---------------------------------------------------------------------------------------------------
+
+
+def test_noise_is_the_recorded_one() -> None:
+    # The same stream of integers as rand_16_224 of the recorded truth, which is drawn for NTHWC.
+    clip = noise_clip(16, 224, 224, 3, seed=0)
+    assert clip.shape == (1, 3, 16, 224, 224)
+    nthwc = clip.reshape(1, 16, 224, 224, 3)
+    assert hashlib.sha256(nthwc.tobytes()).hexdigest().startswith("ab013b50ea1696dc")
+
+
+@settings(max_examples=20)
+@given(st.integers(1, 5), st.integers(1, 9), st.integers(1, 9), st.integers(1, 3), st.integers(0, 2**32))
+def test_noise_lies_in_its_range_and_in_24_bits(t: int, h: int, w: int, channels: int, seed: int) -> None:
+    clip = noise_clip(t, h, w, channels, seed)
+    assert clip.shape == (1, channels, t, h, w)
+    assert clip.dtype == np.float32
+    assert clip.min() >= -1
+    assert clip.max() < 1
+    assert np.array_equal(clip.astype(float) * 2**23 % 1, np.zeros_like(clip))
+
+
+def test_noise_is_uniform_and_differs_by_seed() -> None:
+    clip = noise_clip(8, 32, 32, 3, seed=1)
+    assert abs(clip.mean()) < 0.02
+    assert abs(clip.var() - 1 / 3) < 0.01
+    assert abs(np.corrcoef(clip.ravel(), noise_clip(8, 32, 32, 3, seed=2).ravel())[0, 1]) < 0.02
+
+
+def test_a_moving_clip_is_smooth_moves_and_differs_by_channel_and_seed() -> None:
+    clip = moving_clip(9, 64, 80, 3, seed=0)
+    assert clip.shape == (1, 3, 9, 64, 80)
+    assert clip.dtype == np.float32
+    assert -1 <= clip.min() < -0.2
+    assert 0.2 < clip.max() <= 1
+    assert abs(np.diff(clip, axis=3)).max() < 0.2
+    for axis in (1, 2):
+        assert abs(np.diff(clip, axis=axis)).mean(axis=(0, 3, 4)).min() > 0.01
+    assert abs(clip - moving_clip(9, 64, 80, 3, seed=1)).mean() > 0.1
+    assert np.array_equal(clip, moving_clip(9, 64, 80, 3, seed=0))
+
+
+def test_a_moving_clip_has_the_values_of_8_bit_frames() -> None:
+    levels = (moving_clip(4, 20, 30, 2, seed=3).astype(float) + 1) * 127.5
+    np.testing.assert_allclose(levels, np.round(levels), rtol=0, atol=1e-5)
+
+
+def test_importing_the_clips_imports_no_framework() -> None:
+    code = "import sys, vidweights.clips; print('torch' in sys.modules, 'tensorflow' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
