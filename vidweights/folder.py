@@ -81,6 +81,7 @@ def provenance(release: Release) -> dict[str, Any]:
         "licence": dict(release.licence),
         "training": release.training,
         "accuracy": dict(release.accuracy),
+        "input_source": release.input_source,
         "labels": dict(release.label_source),
     }
 

@@ -55,7 +55,7 @@ def _release(record: pretrained.Weights) -> dict[str, Any]:
             for file in release.files
         },
         "also in": {f"package {c.package} {c.version}": f"{c.file}, SHA-256 {c.sha256}" for c in release.copies},
-        "input": dict(release.input),
+        "input": {**release.input, "source": release.input_source},
         "labels": {"count": len(labels), "first": ", ".join(labels[:3]), **release.label_source},
         "trained on": release.training,
         "published accuracy": dict(release.accuracy) or "none",

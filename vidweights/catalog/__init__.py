@@ -54,7 +54,7 @@ class Release:
         dialect: the naming in which the release stores its tensors.
         url: the folder that serves `files`.
         copies: other places where the same tensors are published.
-        input: what the network was trained on (`vidweights.clips.Preprocessing`).
+        input: the fields of `vidweights.clips.Preprocessing`, and `input_source` where they were read.
         crc32c: for each stored key the CRC32C of the tensor's bytes, in the release's layout.
     """
 
@@ -65,6 +65,7 @@ class Release:
     family: str
     dialect: str
     paper: str
+    input_source: str
     config: Any
     repository: str
     commit: str

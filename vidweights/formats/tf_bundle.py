@@ -82,6 +82,9 @@ def read_index(path: Path) -> Index:
             "checkpoint, which is not read). Restore it in TensorFlow and save it again with tf.compat.v1.train.Saver()."
         )
     try:
+        for key in entries:
+            if not _is_slice(key):
+                key.decode()
         index = Index(_shards(header), {key: _entry(value) for key, value in entries.items()})
         _check_places(index)
     except ValueError as error:
@@ -124,8 +127,6 @@ def _check_places(index: Index) -> None:
     placed = sorted((e.shard, e.offset, e.size, key) for key, e in index.entries.items() if not e.slices)
     last_shard, last_end, last_key = -1, 0, b""
     for shard, offset, size, key in placed:
-        if not key.startswith(b"\0"):  # as the key of a slice does
-            key.decode()
         if shard >= index.shards:
             raise ValueError(f"{_name(key)} is in data file {shard} of {index.shards}")
         if offset + size >= 1 << 63:
@@ -134,6 +135,11 @@ def _check_places(index: Index) -> None:
             raise ValueError(f"{_name(last_key)} and {_name(key)} overlap")
         if shard != last_shard or offset + size > last_end:
             last_shard, last_end, last_key = shard, offset + size, key
+
+
+def _is_slice(key: bytes) -> bool:
+    """Whether it is the key of a part of a partitioned variable (saved_tensor_slice_util.cc, EncodeTensorNameSlice)."""
+    return key.startswith(b"\0")
 
 
 def _name(key: bytes) -> str:
@@ -167,7 +173,7 @@ class TFBundle(Checkpoint):
     def _sort(self, index: Index) -> None:
         """Divide the entries into tensors and others."""
         for raw, entry in index.entries.items():
-            if raw.startswith(b"\0"):  # a part of a partitioned variable, which has an entry of its own
+            if _is_slice(raw):  # the variable that it is a part of has an entry of its own
                 continue
             key, dtype = _name(raw), BY_TENSORFLOW.get(entry.dtype)
             if entry.slices:
