@@ -276,4 +276,4 @@ def test_pickles_in_a_row_are_read_one_by_one() -> None:
 def test_what_the_opcode_helpers_push_is_what_pickle_reads(value: int, words: str) -> None:
     data = b"\x80\x02" + integer(value) + text(words) + pickle.TUPLE2 + pickle.STOP
     assert pickle.loads(data) == (value, words)
-    pickletools.dis(data, io.StringIO())  # type: ignore[arg-type]
+    pickletools.dis(data, io.StringIO())

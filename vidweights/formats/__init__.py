@@ -5,7 +5,6 @@ No format executes code from a file, and none is imported before it is needed.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from vidweights.errors import FormatError, UsageError
 from vidweights.formats.base import Checkpoint, TensorInfo, Writer
 from vidweights.formats.sniff import sniff
+from vidweights.formats.tf_bundle import DATA_FILE, index_path
 
 __all__ = ["READERS", "WRITERS", "Checkpoint", "TensorInfo", "Writer", "open_checkpoint", "sniff", "writer"]
 
@@ -34,7 +34,6 @@ WRITERS: Mapping[str, str] = {
     "h5": "hdf5:Hdf5Writer",
     "flax": "pickle_tree:FlaxPickleWriter",
 }
-_TF_DATA = re.compile(r"(.+)\.data-\d{5}-of-\d{5}")
 
 
 def _load(place: str) -> Any:
@@ -70,19 +69,10 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
 
 def _resolve(path: Path) -> Path:
     """The file to open: the index for any part of a TensorFlow bundle, the one checkpoint of a folder."""
-    data = _TF_DATA.fullmatch(path.name)
-    index = path.with_name((data[1] if data else path.name) + ".index")
     if path.is_dir():
-        return index if index.is_file() and not _checkpoints(path) else _only_checkpoint(path)
-    if index.is_file() and (data or not path.exists()):
-        return index
-    if not path.exists():
-        raise FormatError(f"{path}: no such file or folder, and no TensorFlow checkpoint of that prefix either.")
-    if data and not _is_checkpoint(path):
-        raise FormatError(
-            f"{path} holds the tensors of a TensorFlow checkpoint, but its index {index} is missing, which names them. "
-            "Download it as well, into the same folder."
-        )
+        return _only_checkpoint(path)
+    if DATA_FILE.fullmatch(path.name) or not path.exists():
+        return index_path(path)
     return path
 
 
@@ -91,7 +81,7 @@ def _only_checkpoint(folder: Path) -> Path:
     if len(found) == 1:
         return found[0]
     if (folder / "saved_model.pb").is_file() and (folder / "variables").is_dir():
-        raise FormatError(f"{folder} is a TensorFlow SavedModel; give its weights: {folder / 'variables' / 'variables'}")
+        raise FormatError(f"{folder} is a TensorFlow SavedModel; give its weights: {folder}/variables/variables")
     if found:
         raise FormatError(f"{folder} holds {len(found)} checkpoints; name one: {_some([p.name for p in found])}.")
     held = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir())
@@ -105,7 +95,7 @@ def _some(names: list[str]) -> str:
 def _checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder; a bundle counts once, by its index."""
     files = sorted(entry for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith("."))
-    return [entry for entry in files if not _TF_DATA.fullmatch(entry.name) and _is_checkpoint(entry)]
+    return [entry for entry in files if not DATA_FILE.fullmatch(entry.name) and _is_checkpoint(entry)]
 
 
 def _is_checkpoint(path: Path) -> bool:

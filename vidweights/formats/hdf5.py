@@ -267,6 +267,7 @@ class Hdf5Writer(Writer):
 
     def write(self, key: str, array: Array) -> None:
         """Append a tensor."""
+        self._take(key, array)
         layer, _, _ = key.rpartition("/")
         self._file.create_dataset(f"{layer}/{key}:0" if self._keras else key, data=array, track_times=False)
 

@@ -49,9 +49,11 @@ class NpzFile(Checkpoint):
 
     def __init__(self, path: Path) -> None:
         self.path, self.files = path, (path,)
-        self.tensors, self.others = {}, {}
+        self.tensors: dict[str, TensorInfo] = {}
+        self.others: dict[str, str] = {}
         self._members: dict[str, _Member] = {}
         try:
+            self._size = path.stat().st_size
             self._archive = zipfile.ZipFile(path)
             for zipped in self._archive.infolist():
                 self._adopt(zipped)
@@ -69,10 +71,10 @@ class NpzFile(Checkpoint):
             return
         if zipped.compress_type not in _METHODS or zipped.flag_bits & 1:
             raise FormatError(f"{where} is encrypted or compressed in a way that numpy does not use.")
-        if zipped.file_size > _MAX_RATIO * zipped.compress_size:
+        if zipped.compress_size > self._size or zipped.file_size > _MAX_RATIO * zipped.compress_size:
             raise FormatError(
-                f"{where} claims {zipped.file_size:,} bytes out of {zipped.compress_size:,}, more than deflate can hold; "
-                "the file is damaged or made to harm."
+                f"{where} claims {zipped.file_size:,} bytes out of {zipped.compress_size:,}, which cannot "
+                "be: the file is damaged, or made to harm."
             )
         member = self._open(zipped, where)
         if member.dtype.hasobject:
@@ -105,7 +107,7 @@ class NpzFile(Checkpoint):
         """
         member = self._members[key]
         flat = np.empty(math.prod(member.shape), member.dtype)
-        target = memoryview(flat).cast("B") if flat.size else memoryview(bytearray())
+        target = flat.view(np.uint8).data
         try:
             with self._archive.open(member.zipped) as file:
                 file.read(member.begin)

@@ -72,7 +72,6 @@ class FlaxPickleWriter(Writer):
     def __init__(self, path: Path, tensors: Iterable[TensorInfo]) -> None:
         super().__init__(path, tensors)
         self._memo = {"": 0}
-        self._infos = {info.key: info for info in self.tensors}
         self._file = HashedFile(path)
         self._file.write(pickle.PROTO + b"\x04" + pickle.EMPTY_DICT + pickle.MEMOIZE)
         for info in self.tensors:
@@ -95,8 +94,7 @@ class FlaxPickleWriter(Writer):
     def write(self, key: str, array: Array) -> None:
         """Append an array."""
         parent, _, leaf = key.rpartition(".")
-        info = self._infos[key]
-        head, tail = _array_opcodes(info)
+        head, tail = _array_opcodes(self._take(key, array))
         self._put(parent, text(leaf), head, array, tail)
 
     def finish(self) -> dict[str, str]:

@@ -371,16 +371,14 @@ def _level(key: Any) -> str:
 def describe(leaf: Any) -> str:
     """A leaf that is no tensor, in a few words."""
     match leaf:
-        case None | bool() | float() | complex():
+        case int() if abs(leaf) >= 2**64:
+            return "a very large integer"
+        case None | int() | float() | complex():
             return repr(leaf)
-        case int():
-            return str(leaf) if abs(leaf) < 2**64 else "a very large integer"
-        case Opaque():
+        case Opaque() | NumpyArray():
             return str(leaf)
         case str():
             return repr(leaf if len(leaf) <= 60 else leaf[:57] + "...")
-        case NumpyArray():
-            return str(leaf)
         case dict() | list() | tuple() | set() | frozenset() | bytes() | bytearray():
             return f"{'dict' if isinstance(leaf, dict) else type(leaf).__name__} of {len(leaf)}"
     return type(leaf).__name__

@@ -58,7 +58,8 @@ class SafetensorsFile(Checkpoint):
 
     def _adopt(self, header: Mapping[str, Any]) -> None:
         """Divide the entries into tensors, in the order of their bytes, and others."""
-        self.tensors, self.others = {}, {}
+        self.tensors: dict[str, TensorInfo] = {}
+        self.others: dict[str, str] = {}
         for key in sorted(header, key=self._places.__getitem__):
             where = f"{self.path}: {key}"
             shape, name = checked_shape(_list(header[key].get("shape"), where), where), header[key].get("dtype")

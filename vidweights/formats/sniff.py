@@ -9,12 +9,12 @@ from pathlib import Path
 from vidweights.errors import FormatError
 from vidweights.formats import safetensors, table
 
-_HEAD = 4096
+HEAD = 4096
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 # LONG1 of the ten bytes of 0x1950a86a20f9469cfc6c, the first object that torch pickled before 1.6.
 _TORCH_MAGIC = b"\x8a\x0a" + 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
 # Python 2 wrote pickles as text: a dict, a list or a class begins them.
-_OLD_PICKLE = re.compile(rb"(\(|\(?[dl]p\d+\n|\(dp|\(lp|[}\]]q.|c[\w.]+\n\w+\n)", re.DOTALL)
+_OLD_PICKLE = re.compile(rb"\([dl]p\d+\n|[}\]]q.|c[\w.]+\n\w+\n", re.DOTALL)
 
 # (first bytes, offset, what it is and what to do now)
 _IMPOSTORS = (
@@ -25,7 +25,7 @@ _IMPOSTORS = (
     (b"\x28\xb5\x2f\xfd", 0, "compressed with zstd. Unpack it first (unzstd)."),
     (b"7z\xbc\xaf\x27\x1c", 0, "a 7-Zip archive. Unpack it first."),
     (b"Rar!\x1a\x07", 0, "a RAR archive. Unpack it first."),
-    (b"ustar", 257, "a tar archive. Unpack it first; a checkpoint of torch before 0.1.10 must be saved again with torch."),
+    (b"ustar", 257, "a tar archive. Unpack it first; if torch before 0.1.10 wrote it, save it again with torch."),
     (b"\x93NUMPY", 0, "one numpy array (.npy) without a name. Give all of them as an .npz."),
     (b"\x89PNG", 0, "a PNG image, not a checkpoint."),
     (b"\xff\xd8\xff", 0, "a JPEG image, not a checkpoint."),
@@ -35,7 +35,7 @@ _IMPOSTORS = (
     (b"\x1a\x45\xdf\xa3", 0, "a video (Matroska or WebM), not a checkpoint."),
     (b"%PDF", 0, "a PDF document, not a checkpoint."),
     (b"\x7fELF", 0, "a program, not a checkpoint."),
-    (b"\x08\x01\x12", 0, "the graph of a TensorFlow SavedModel. Give the bundle beside it: variables/variables"),
+    (b"\x08\x01\x12", 0, "the graph of a TensorFlow SavedModel. Give the weights beside it: variables/variables"),
 )  # fmt: skip
 
 
@@ -47,13 +47,13 @@ def sniff(path: Path) -> str:
     """
     try:
         with path.open("rb") as file:
-            head = file.read(_HEAD)
+            head = file.read(HEAD)
             size = file.seek(0, 2)
             file.seek(max(0, size - 8))
             tail = file.read()
     except OSError as error:
         raise FormatError(f"{path} cannot be read: {error.strerror}.") from error
-    if head.startswith(b"PK"):
+    if head.startswith((b"PK\3\4", b"PK\5\6")):
         return _zip(path)
     if any(head[at:].startswith(_HDF5) for at in (0, 512, 1024, 2048)):
         return "h5"
@@ -112,7 +112,7 @@ def _unknown(path: Path, head: bytes, size: int) -> str:
         what = "JSON" if start.lstrip()[:1] in ("{", "[") else "text"
         return f"{what}, not a checkpoint. It begins: {start.splitlines()[0] if start.splitlines() else start!r}"
     if path.suffix == ".index":
-        return f"not a whole index of a TensorFlow checkpoint: it does not end as one. Found {size:,} bytes; get it again."
+        return f"not a whole index of a TensorFlow checkpoint ({size:,} bytes, its end is missing). Download it again."
     return (
         f"no checkpoint that is read here ({size:,} bytes, the first are {head[:8].hex(' ')}). Read are safetensors, "
         "TensorFlow V2 bundles, torch files, pickles of arrays, HDF5 and npz."

@@ -17,7 +17,7 @@ import google_crc32c
 from vidweights.errors import FormatError, IntegrityError
 from vidweights.formats.protobuf import encode_varint, varint
 
-MAGIC = 0xDB4775248B80FB57 .to_bytes(8, "little")
+MAGIC = 0xDB4775248B80FB57.to_bytes(8, "little")
 _FOOTER = 48
 _TRAILER = 5  # the compression, and a masked CRC32C of the block and that byte
 _BLOCK_SIZE = 256 << 10
@@ -98,8 +98,8 @@ def _block(data: bytes, handle: Handle, path: Path) -> bytes:
         raise IntegrityError(f"{path} is damaged: the block at byte {offset} fails its CRC32C. Download it again.")
     if body[-1]:
         raise FormatError(
-            f"{path} is compressed (type {body[-1]}; 1 is snappy). TensorFlow writes V2 checkpoints uncompressed and V1 "
-            "checkpoints with snappy; restore it in TensorFlow and save it again with tf.compat.v1.train.Saver()."
+            f"{path} is compressed (type {body[-1]}; 1 is snappy), as TensorFlow's V1 checkpoints are, which are not "
+            "read. Restore it in TensorFlow and save it again with tf.compat.v1.train.Saver()."
         )
     return body[:-1]
 

@@ -9,7 +9,6 @@ entries); doc/table_format.md of LevelDB (the index, see `vidweights.formats.tab
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,9 +23,10 @@ from vidweights.errors import FormatError, IntegrityError
 from vidweights.files import HashedFile, map_file
 from vidweights.formats import protobuf, table
 from vidweights.formats.base import Checkpoint, TensorInfo, Writer, checked_shape
+from vidweights.formats.sniff import HEAD, impostor
 from vidweights.layout import Array, Shape
 
-_DATA_FILE = re.compile(r"(?P<prefix>.+)\.data-\d{5}-of-\d{5}")
+DATA_FILE = re.compile(r"(?P<prefix>.+)\.data-\d{5}-of-\d{5}")
 _MAX_SHARDS = 99_999  # their numbers have five digits
 # Of tensorflow/core/framework/types.proto, those that are not weights.
 _NOT_WEIGHTS = {7: "string", 8: "complex64", 18: "complex128", 20: "resource", 21: "variant"}
@@ -65,7 +65,7 @@ class Index:
         for entry in self.entries.values():
             if not entry.slices:
                 sizes[entry.shard] = max(sizes.get(entry.shard, 0), entry.end)
-        return sizes
+        return dict(sorted(sizes.items()))
 
 
 def read_index(path: Path) -> Index:
@@ -78,8 +78,8 @@ def read_index(path: Path) -> Index:
     header = entries.pop(b"", b"")
     if not header.startswith(b"\x08"):  # field 1, a varint: num_shards
         raise FormatError(
-            f"{path} is a table, but not the index of a TensorFlow V2 checkpoint (a single file of that kind is a V1 "
-            "checkpoint, which is not read). Restore it in TensorFlow and save it again with tf.compat.v1.train.Saver()."
+            f"{path} is a table, but not the index of a TensorFlow V2 checkpoint. If it is a V1 checkpoint (one file), "
+            "restore it in TensorFlow and save it again with tf.compat.v1.train.Saver()."
         )
     try:
         for key in entries:
@@ -98,7 +98,7 @@ def _shards(header: bytes) -> int:
         raise ValueError("it says that it was written on a big-endian machine, which is not read")
     shards = fields.get(1)
     if not isinstance(shards, int) or not 1 <= shards <= _MAX_SHARDS:
-        raise ValueError(f"it claims {shards} data files")
+        raise ValueError(f"it claims {shards!r} data files")
     return shards
 
 
@@ -161,14 +161,14 @@ class TFBundle(Checkpoint):
     def __init__(self, path: Path) -> None:
         self.path = index_path(path)
         index = read_index(self.path)
-        prefix = str(self.path).removesuffix(".index")
-        names = {shard: Path(f"{prefix}.data-{shard:05d}-of-{index.shards:05d}") for shard in index.sizes()}
+        prefix, sizes = str(self.path).removesuffix(".index"), index.sizes()
+        names = {shard: Path(f"{prefix}.data-{shard:05d}-of-{index.shards:05d}") for shard in sizes}
         self._entries: dict[str, Entry] = {}
-        self.tensors = {}
-        self.others = {}
+        self.tensors: dict[str, TensorInfo] = {}
+        self.others: dict[str, str] = {}
         self._sort(index)
-        self._data = {shard: _map(names[shard], size, self.path) for shard, size in sorted(index.sizes().items())}
-        self.files = (self.path, *(names[shard] for shard in self._data))
+        self._data = {shard: _map(names[shard], size, self.path) for shard, size in sizes.items()}
+        self.files = (self.path, *names.values())
 
     def _sort(self, index: Index) -> None:
         """Divide the entries into tensors and others."""
@@ -219,14 +219,18 @@ def index_path(path: Path) -> Path:
     Raises:
         FormatError: there is none.
     """
-    match = _DATA_FILE.fullmatch(path.name)
+    match = DATA_FILE.fullmatch(path.name)
     if match is None and path.is_file():
         return path
     index = path.with_name((match["prefix"] if match else path.name) + ".index")
-    if not index.is_file():
-        found = f"{path} holds the tensors of a TensorFlow checkpoint, but" if match else "A checkpoint needs its index:"
-        raise FormatError(f"{found} {index} is missing. Download it as well; the two belong in one folder.")
-    return index
+    if index.is_file():
+        return index
+    if match is None:
+        raise FormatError(f"{path}: no such file or folder, and no TensorFlow checkpoint of that prefix ({index}).")
+    raise FormatError(
+        f"{index} is missing. {path.name} is a data file of a TensorFlow checkpoint, whose index names the tensors in "
+        "it. Download it as well, into the same folder."
+    )
 
 
 def _map(path: Path, size: int, index: Path) -> NDArray[np.uint8]:
@@ -238,7 +242,10 @@ def _map(path: Path, size: int, index: Path) -> NDArray[np.uint8]:
         )
     data = map_file(path)
     if len(data) < size:
-        raise FormatError(f"{path} is cut: it has {len(data):,} bytes and needs {size:,}. Download it again.")
+        what = impostor(data[:HEAD].tobytes())
+        raise FormatError(
+            f"{path} is {what or 'cut. Download it again.'} It has {len(data):,} bytes; {index.name} needs {size:,}."
+        )
     return data
 
 

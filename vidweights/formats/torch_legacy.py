@@ -50,8 +50,8 @@ class TorchLegacy(TorchCheckpoint):
     def _check_head(self, mapped: mmap.mmap) -> None:
         if self._data[257:262].tobytes() == b"ustar":
             raise FormatError(
-                f"{self.path} is a tar archive, as torch wrote before 0.1.10; load it with torch "
-                "(weights_only=False, if you trust it) and save its state_dict() again."
+                f"{self.path} is a tar archive, as the first versions of torch wrote; if you trust it, load it with "
+                "torch.load(..., weights_only=False) and save its state_dict() again."
             )
         magic = pickles.load(mapped, str(self.path))
         if magic != MAGIC:

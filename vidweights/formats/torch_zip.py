@@ -154,13 +154,14 @@ class TorchZipWriter(Writer):
         super().__init__(path, tensors)
         self._file = HashedFile(path)
         self._zip = zipfile.ZipFile(_Stream(self._file), "w")
-        self._index = {info.key: index for index, info in enumerate(self.tensors)}
         self._store("data.pkl", _state_dict(self.tensors))
         self._store("byteorder", b"little")
 
     def write(self, key: str, array: Array) -> None:
         """Append a tensor."""
-        self._store(f"data/{self._index[key]}", array)
+        index = len(self.tensors) - len(self._due)
+        self._take(key, array)
+        self._store(f"data/{index}", array)
 
     def _store(self, name: str, data: Any) -> None:
         info = zipfile.ZipInfo(f"archive/{name}")  # the constructor's date is 1980-01-01
