@@ -160,7 +160,7 @@ def test_a_cut_data_file_is_found_when_it_is_opened(tmp_path: Path) -> None:
     prefix = bundle(tmp_path, {b"a": entry(), b"b": entry(offset=48)})
     with (tmp_path / "m.data-00000-of-00001").open("r+b") as file:
         file.truncate(95)
-    with pytest.raises(FormatError, match="is cut.*has 95 bytes.*needs 96"):
+    with pytest.raises(FormatError, match=r"is cut.*has 95 bytes.*needs 96"):
         TFBundle(prefix)
 
 

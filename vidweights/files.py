@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -104,13 +104,10 @@ def staged_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """
     if not overwrite:
         refuse_existing(target)
+    stage = target.parent / f".{target.name}-{secrets.token_hex(4)}"
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    except OSError as error:
-        raise OutputError(f"cannot write in {target.parent}: {error.strerror}. Choose another --out.") from error
-    try:
-        stage.chmod(0o777 & ~_umask())
+        # Inside the block that cleans up: an interrupt can come as soon as the folder is there.
+        _make(stage)
         yield stage
         _replace(stage, target)
     except OSError as error:
@@ -119,10 +116,11 @@ def staged_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _make(stage: Path) -> None:
+    try:
+        stage.mkdir(parents=True)
+    except OSError as error:
+        raise OutputError(f"cannot write in {stage.parent}: {error.strerror}. Choose another --out.") from error
 
 
 def _replace(stage: Path, target: Path) -> None:

@@ -77,7 +77,7 @@ def _places(release: Release, progress: Progress | None) -> list[tuple[str, Call
     places: list[tuple[str, Callable[[], Path]]] = [(f"cache {folder}", lambda: _cached(release, folder))]
     for copy in release.copies:
         places.append((f"package {copy.package} {copy.version}", lambda copy=copy: _installed(copy)))  # type: ignore[misc]
-    places.append((release.url, lambda: _download(release, folder, progress)))
+    places.append(("official url", lambda: _download(release, folder, progress)))
     return places
 
 

@@ -12,7 +12,7 @@ from vidweights.dialects import Recognition
 from vidweights.errors import PlanError
 from vidweights.formats.base import Checkpoint
 from vidweights.identity import Match
-from vidweights_cli.output import json_option, megabytes, print_json, table
+from vidweights_cli.output import Progress, json_option, megabytes, print_json, progress_bar, table
 
 
 @click.command("inspect")
@@ -26,12 +26,21 @@ def command(file: Path, tensors: bool, as_json: bool) -> None:
     folder with one. Nothing in it is executed.
     """
     with formats.open_checkpoint(file) as checkpoint:
+        with progress_bar() as progress:
+            _check(checkpoint, progress)
         found = _recognise(checkpoint)
         matches = identity.identify(checkpoint, found) if found else ()
         if as_json:
             print_json(_facts(checkpoint, found, matches))
         else:
             _show(checkpoint, found, matches, tensors)
+
+
+def _check(checkpoint: Checkpoint, progress: Progress) -> None:
+    """Read every tensor once, which compares it with its checksum where the format has one."""
+    for done, key in enumerate(checkpoint.tensors):
+        checkpoint.read(key)
+        progress("checking", done + 1, len(checkpoint.tensors))
 
 
 def _recognise(checkpoint: Checkpoint) -> Recognition | None:

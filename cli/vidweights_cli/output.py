@@ -13,6 +13,9 @@ import click
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 
+# Called with (what is being done, done so far, in all).
+Progress = Callable[[str, int, int], None]
+
 # A bar appears when a job has run this long, in seconds.
 _PATIENCE = 1.0
 
@@ -41,7 +44,7 @@ def megabytes(count: int) -> str:
 
 
 @contextmanager
-def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
+def progress_bar() -> Iterator[Progress]:
     """A callback (what, done, total) that draws a bar on a terminal once the job takes over a second."""
     if not sys.stderr.isatty():
         yield lambda what, done, total: None
