@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ def source(tmp_path: Path) -> Path:
     return write(tmp_path / "source", "tf", stored(dialect, NARROW, canonical(NARROW)))
 
 
-def port(source: Path, out: Path, **options: object) -> Path:
+def port(source: Path, out: Path, **options: Any) -> Path:
     made = vidweights.port("i3d", weights=source, out=out, validate=False, **options)
     return next(iter(made.values()))
 

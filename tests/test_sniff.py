@@ -43,12 +43,10 @@ def test_every_format_that_is_written_is_recognised_under_any_name(tmp_path: Pat
         np.testing.assert_array_equal(checkpoint.read(found), WEIGHTS)
 
 
-@pytest.mark.parametrize(
-    ("protocol", "kind"), [(0, "flax"), (1, "flax"), (2, "flax"), (3, "flax"), (4, "flax"), (5, "flax")]
-)
-def test_a_pickle_of_any_protocol_is_recognised(tmp_path: Path, protocol: int, kind: str) -> None:
+@pytest.mark.parametrize("protocol", range(6))
+def test_a_pickle_of_any_protocol_is_recognised(tmp_path: Path, protocol: int) -> None:
     (tmp_path / "x").write_bytes(pickle.dumps({"w": WEIGHTS}, protocol))
-    assert formats.sniff(tmp_path / "x") == kind
+    assert formats.sniff(tmp_path / "x") == "flax"
     with formats.open_checkpoint(tmp_path / "x") as checkpoint:
         np.testing.assert_array_equal(checkpoint.read("w"), WEIGHTS)
 
@@ -60,6 +58,16 @@ def test_both_formats_of_torch_are_recognised(tmp_path: Path, zipped: bool, kind
     with formats.open_checkpoint(tmp_path / "x") as checkpoint:
         assert checkpoint.format == kind
         np.testing.assert_array_equal(checkpoint.read("w"), WEIGHTS)
+
+
+@pytest.mark.parametrize("length", [0x280, 0x380, 0x480, 0x580])
+def test_a_safetensors_file_is_no_pickle_though_its_first_bytes_may_be_those_of_one(
+    tmp_path: Path, length: int
+) -> None:
+    bare = len((write(tmp_path / "bare", "safetensors", "w")).read_bytes()) - WEIGHTS.nbytes - 8
+    path = write(tmp_path / "padded", "safetensors", "w" * (1 + length - bare))
+    assert path.read_bytes()[0] == 0x80
+    assert formats.sniff(path) == "safetensors"
 
 
 def _tar() -> bytes:

@@ -148,7 +148,7 @@ def test_the_real_checkpoint_passes_its_checksums_and_is_written_again_byte_for_
     real = shared / "deepmind-i3d/rgb_scratch/model.ckpt"
     with TFBundle(real) as bundle:
         assert len(bundle.tensors) == 230
-        content = {key: (info.dtype, bundle.read(key)) for key, info in reversed(bundle.tensors.items())}
+        content = {key: (info.dtype, bundle.read(key)) for key, info in bundle.tensors.items()}
         files = write(tmp_path / "model.ckpt", content)
     for name in files:
         assert (tmp_path / name).read_bytes() == (real.parent / name).read_bytes()
@@ -221,10 +221,10 @@ def test_tensorflow_loads_what_was_written(tmp_path: Path) -> None:
         content[f"scope/{name}"] = name, raw.view(dtype.storage)[:24].reshape(2, 3, 4)
     write(tmp_path / "model.ckpt", content)
     reader = tf.train.load_checkpoint(str(tmp_path / "model.ckpt"))
-    for key, (dtype, array) in content.items():
+    for key, (kind, array) in content.items():
         found = reader.get_tensor(key)
         assert found.shape == array.shape
-        assert found.dtype.name == dtype
+        assert found.dtype.name == kind
         assert found.tobytes() == array.tobytes()
     assert set(reader.get_variable_to_shape_map()) == set(content)
 

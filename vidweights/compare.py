@@ -69,13 +69,17 @@ class _Side:
     def shape(self, name: str) -> Shape | None:
         """The canonical shape of a tensor as the file has it."""
         row = self.rows.get(name)
-        if row is None or isinstance(row.place, Constant):
-            return row and row.tensor.shape
+        if row is None:
+            return None
+        if isinstance(row.place, Constant):
+            return row.tensor.shape
         info = self.checkpoint.tensors.get(self.found.prefix + row.place.key)
+        if info is None:
+            return None
         try:
-            return info and reshape(info.shape, row.place.layout, row.tensor.layout)
+            return reshape(info.shape, row.place.layout, row.tensor.layout)
         except ValueError:
-            return info and info.shape
+            return info.shape
 
     def read(self, row: Row) -> Array:
         if isinstance(row.place, Constant):

