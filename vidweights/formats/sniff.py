@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 from vidweights.errors import FormatError
-from vidweights.formats import safetensors, table
+from vidweights.formats import table
 
 HEAD = 4096
 _HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -53,8 +53,8 @@ def sniff(path: Path) -> str:
             tail = file.read()
     except OSError as error:
         raise FormatError(f"{path} cannot be read: {error.strerror}.") from error
-    # The length of its header may begin as any other format does, but for the brace behind it.
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= safetensors.MAX_HEADER:
+    # The length of a header (eight bytes) may begin as any other format does; its last bytes and the brace do not.
+    if head[6:9] == b"\0\0{":
         return "safetensors"
     if head.startswith((b"PK\3\4", b"PK\5\6")):
         return _zip(path)
