@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from vidweights import layout
 from vidweights.layout import relayout, reshape
 
 
@@ -15,14 +16,14 @@ def arrays_and_layouts(draw: st.DrawFn) -> tuple[np.ndarray, str, str]:
     """An array whose axes all differ, its layout, and another layout of the same letters."""
     letters = draw(st.permutations("OIDHW"))[: draw(st.integers(1, 5))]
 
-    def layout() -> str:
+    def draw_layout() -> str:
         axes = list(draw(st.permutations(letters)))
         for _ in range(draw(st.integers(0, 2))):
             axes.insert(draw(st.integers(0, len(axes))), "1")
         return "".join(axes)
 
-    source, target = layout(), layout()
-    sizes = dict(zip(letters, (2, 3, 5, 7, 4)))
+    source, target = draw_layout(), draw_layout()
+    sizes = dict(zip(letters, draw(st.permutations((2, 3, 5, 35, 4)))))
     shape = [sizes.get(axis, 1) for axis in source]
     return np.arange(np.prod(shape), dtype=np.float32).reshape(shape), source, target
 
@@ -38,6 +39,17 @@ def test_relayout_there_and_back_gives_the_same_array(case: tuple[np.ndarray, st
     assert (back == array).all()
 
 
+@pytest.fixture(params=[False, True], ids=["in one go", "in blocks"])
+def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With blocks so small that the arrays of these tests have several, and without."""
+    if request.param:
+        monkeypatch.setattr(layout, "_LARGE", 0)
+        monkeypatch.setattr(layout, "_BLOCK", 8)
+        monkeypatch.setattr(layout, "_TILE", 3)
+
+
+@pytest.mark.usefixtures("blocks")
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(arrays_and_layouts())
 def test_relayout_agrees_with_einsum(case: tuple[np.ndarray, str, str]) -> None:
     array, source, target = case

@@ -8,6 +8,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 from vidweights.errors import OutputError
 
 _CHUNK = 1 << 20
+# From how many bytes on a buffer is hashed in a second thread while it is written.
+_LARGE = 1 << 20
 
 
 def sha256_of(path: Path) -> str:
@@ -59,6 +62,8 @@ class HashedFile:
         self.size = 0
         self._file = path.open("xb", buffering=0)
         self._sha256 = hashlib.sha256()
+        # Its thread starts with the first large buffer.
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="vidweights-hash")
 
     def write(self, data: Any) -> None:
         """Append the bytes of any C-contiguous buffer."""
@@ -66,8 +71,18 @@ class HashedFile:
         if not view.nbytes:  # an empty tensor, whose view cannot be cast
             return
         view = view.cast("B")
-        self._sha256.update(view)
         self.size += len(view)
+        if len(view) < _LARGE:
+            self._sha256.update(view)
+            self._append(view)
+            return
+        hashing = self._pool.submit(self._sha256.update, view)
+        try:
+            self._append(view)
+        finally:
+            hashing.result()
+
+    def _append(self, view: memoryview) -> None:
         while len(view):
             view = view[self._file.write(view) :]
 
@@ -77,6 +92,7 @@ class HashedFile:
 
     def close(self) -> str:
         """Close the file and return its SHA-256."""
+        self._pool.shutdown()
         self._file.close()
         return self._sha256.hexdigest()
 

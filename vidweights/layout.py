@@ -7,6 +7,8 @@ one that holds no letter. Two layouts name the same tensor when their letters ar
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,11 @@ from numpy.typing import NDArray
 
 Shape = tuple[int, ...]
 Array = NDArray[Any]
+
+# From how many bytes on `relayout` works in blocks; the bytes of a block, and the rows of a tile inside it.
+_LARGE = 16 << 20
+_BLOCK = 4 << 20
+_TILE = 256
 
 
 def letters(layout: str) -> str:
@@ -44,4 +51,69 @@ def relayout(array: Array, source: str, target: str) -> Array:
     shape = reshape(array.shape, source, target)
     bare = array.reshape([n for n, axis in zip(array.shape, source) if axis != "1"])
     order = [letters(source).index(axis) for axis in letters(target)]
-    return np.ascontiguousarray(bare.transpose(order)).reshape(shape)
+    return _permute(bare, order).reshape(shape)
+
+
+def _permute(array: Array, order: list[int]) -> Array:
+    """`array.transpose(order)` as a C-contiguous array.
+
+    When a kernel's last axis becomes its first, or the other way round, numpy's copy touches another page with
+    nearly every element. That costs a large kernel more than working in blocks that stay in the cache does, and a
+    small one less (benchmarks/permutation.py).
+    """
+    if array.nbytes > _LARGE and order[0] == array.ndim - 1:
+        return _last_to_first(array, order)
+    if array.nbytes > _LARGE and order[-1] == 0:
+        return _first_to_last(array, order)
+    return np.ascontiguousarray(array.transpose(order))
+
+
+def _last_to_first(array: Array, order: list[int]) -> Array:
+    """A block of the last axis at a time: bring it to the front, then put the other axes in order."""
+    out = np.empty([array.shape[axis] for axis in order], array.dtype)
+    rows = array.reshape(-1, array.shape[-1])
+    inner = [0, *(axis + 1 for axis in order[1:])]
+
+    def bring(start: int, stop: int) -> None:
+        block = np.empty((stop - start, rows.shape[0]), array.dtype)
+        _transpose(rows[:, start:stop], block)
+        out[start:stop] = block.reshape(-1, *array.shape[:-1]).transpose(inner)
+
+    _in_blocks(bring, array.shape[-1], rows.shape[0] * array.itemsize)
+    return out
+
+
+def _first_to_last(array: Array, order: list[int]) -> Array:
+    """A block of the first axis at a time: put the other axes in order, then bring it to the back."""
+    out = np.empty([array.shape[axis] for axis in order], array.dtype)
+    rows = out.reshape(-1, array.shape[0])
+    inner = [0, *order[:-1]]
+
+    def bring(start: int, stop: int) -> None:
+        block = np.ascontiguousarray(array[start:stop].transpose(inner)).reshape(stop - start, -1)
+        _transpose(block, rows[:, start:stop])
+
+    _in_blocks(bring, array.shape[0], rows.shape[0] * array.itemsize)
+    return out
+
+
+def _in_blocks(bring: Callable[[int, int], None], count: int, nbytes: int) -> None:
+    """Call `bring` for the ranges of an axis whose `count` elements have `nbytes` each, in two threads.
+
+    A range has about `_BLOCK` bytes, and at least the 16 elements that share a cache line.
+    """
+    step = max(16, _BLOCK // nbytes)
+    starts = range(0, count, step)
+    with ThreadPoolExecutor(2, thread_name_prefix="vidweights-permute") as pool:
+        list(pool.map(bring, starts, (min(start + step, count) for start in starts)))
+
+
+def _transpose(source: Array, target: Array) -> None:
+    """Copy the transpose of a matrix, a tile at a time along the longer axis."""
+    length = max(source.shape)
+    for start in range(0, length, _TILE):
+        part = slice(start, start + _TILE)
+        if source.shape[0] == length:
+            target[:, part] = source[part].T
+        else:
+            target[part] = source[:, part].T

@@ -14,8 +14,8 @@ from vidweights.formats.base import Checkpoint
 from vidweights.layout import Array, relayout
 from vidweights.plan import Plan, Step
 
-# Bytes that may be prepared ahead of the writer; with the tensor at hand this bounds the memory of a port.
-_AHEAD = 32 << 20
+# Bytes that may be prepared ahead of the writer, beside the largest tensor of the checkpoint.
+_AHEAD = 64 << 20
 
 
 def stream(plan: Plan, source: Checkpoint, order: Callable[[Step], int] | None = None) -> Iterator[tuple[Step, Array]]:
@@ -34,23 +34,23 @@ def stream(plan: Plan, source: Checkpoint, order: Callable[[Step], int] | None =
         PlanError: a tensor that the target cannot store differs from the constant that it would be read as.
     """
     steps = deque(plan.steps if order is None else sorted(plan.steps, key=order))
+    budget = _AHEAD + max(map(_nbytes, steps), default=0)
     pending: deque[tuple[Step, Future[Array]]] = deque()
-    ahead = 0
-    pool = ThreadPoolExecutor(1, thread_name_prefix="vidweights-read")
-    try:
-        while steps or pending:
-            while steps and (not pending or ahead + _nbytes(steps[0]) <= _AHEAD):
-                step = steps.popleft()
-                pending.append((step, pool.submit(produce, step, source)))
-                ahead += _nbytes(step)
-            step, future = pending.popleft()
-            array = future.result()
-            ahead -= _nbytes(step)
-            if step.target is not None:
-                yield step, array
-            del array, future
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with ThreadPoolExecutor(1, thread_name_prefix="vidweights-read") as pool:
+        try:
+            held = 0
+            while steps or pending:
+                while steps and held + _nbytes(steps[0]) <= budget:
+                    held += _nbytes(steps[0])
+                    pending.append((steps[0], pool.submit(produce, steps.popleft(), source)))
+                step, future = pending.popleft()
+                array = future.result()
+                if step.target is not None:
+                    yield step, array
+                del array, future
+                held -= _nbytes(step)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _nbytes(step: Step) -> int:

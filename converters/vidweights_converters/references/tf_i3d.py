@@ -44,12 +44,12 @@ _GRAPH: tuple[tuple[Any, ...], ...] = (
 
 
 class TensorFlowI3D:
-    """The graph of one checkpoint (`prefix` is the path without `.index`). TensorFlow is imported on first use."""
+    """The graph of one checkpoint, given by its `.index`. TensorFlow is imported on first use."""
 
     name = "TensorFlow graph"
 
-    def __init__(self, prefix: Path) -> None:
-        self.prefix = prefix
+    def __init__(self, index: Path) -> None:
+        self.prefix = index.with_suffix("")
 
     @property
     def version(self) -> str:
