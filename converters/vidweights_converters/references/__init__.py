@@ -13,7 +13,7 @@ from vidweights_converters.references.base import Absent, Reference, Selection
 from vidweights_converters.references.flax_i3d import STEM_WIDTH, FlaxI3D
 from vidweights_converters.references.tf_i3d import STEM, TensorFlowI3D
 
-__all__ = ["Absent", "Reference", "Selection", "choose", "missing"]
+__all__ = ["Absent", "Reference", "Selection", "choose"]
 
 # What each reference imports, and the extra that installs it.
 _NEEDS = {
@@ -25,7 +25,7 @@ _NO_RELEASE = (
 )
 
 
-def missing(name: str) -> str | None:
+def _missing(name: str) -> str | None:
     """What a reference lacks on this machine, and how to install it; None if nothing. Imports no framework."""
     packages, extra = _NEEDS[name]
     absent = [package for package in packages if find_spec(package) is None]
@@ -43,7 +43,7 @@ def choose(source: Checkpoint, tensorflow_source: Callable[[], Path | None]) -> 
     Raises:
         UnavailableError: there is none; the message says why for each, and how to go on.
     """
-    lacking = {name: missing(name) for name in _NEEDS}
+    lacking = {name: _missing(name) for name in _NEEDS}
     usable = any(reason is None for reason in lacking.values())
     bundle = tensorflow_source() if usable else None
     pickle = source.path if source.format == "flax" else None

@@ -1,0 +1,188 @@
+"""Mistakes that ports make, as data: put into a network on purpose to show that the check sees them, and tried on a
+layer that departs to name what is wrong with it.
+
+Which mistakes are real is told by published ports: an epsilon of 1e-5, padding that is not `SAME`, a kernel with its
+axes rolled, the one kernel of Mixed_5b that has another name left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from vidweights_converters.layers import Convolution, Layer, Norm, Pool
+
+Change = Callable[[Layer], Layer | None]
+
+AXES = {"T": 2, "H": 3, "W": 4}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One mistake.
+
+    Attributes:
+        name: what is wrong with the layer.
+        apply: the layer with the mistake; None for a kind of layer that cannot have it.
+        undo: the layer as it was before the mistake; always None if that cannot be told.
+        harmless_if: when it changes nothing; where it then does not, it is skipped for this reason.
+    """
+
+    name: str
+    apply: Change
+    undo: Change
+    harmless_if: str = ""
+
+
+def _never(layer: Layer) -> None:
+    return None
+
+
+def _kernel(change: Callable[[Tensor], Tensor]) -> Change:
+    def apply(layer: Layer) -> Layer | None:
+        return replace(layer, kernel=change(layer.kernel)) if isinstance(layer, Convolution) else None
+
+    return apply
+
+
+def _norm(change: Callable[[Norm], Norm]) -> Change:
+    def apply(layer: Layer) -> Layer | None:
+        if not isinstance(layer, Convolution) or layer.norm is None:
+            return None
+        return replace(layer, norm=change(layer.norm))
+
+    return apply
+
+
+def _moved(axis: str, by: int) -> Change:
+    index = AXES[axis] - 2
+
+    def apply(layer: Layer) -> Layer | None:
+        moved = list(layer.padding.moved)
+        moved[index] += by
+        return replace(layer, padding=replace(layer.padding, moved=tuple(moved)))
+
+    return apply
+
+
+def shifted(axis: str, by: int = 1) -> Fault:
+    """The kernel rolled along one axis."""
+    dim = AXES[axis]
+    return Fault(
+        f"kernel shifted cyclically by {by:+d} along {axis}",
+        _kernel(lambda k: k.roll(by, dim)),
+        _kernel(lambda k: k.roll(-by, dim)),
+    )
+
+
+def swapped(a: str, b: str) -> Fault:
+    """Two axes of the kernel exchanged."""
+    change = _kernel(lambda k: k.transpose(AXES[a], AXES[b]))
+    return Fault(f"{a} and {b} of the kernel swapped", change, change)
+
+
+def flipped(axis: str) -> Fault:
+    """The kernel reversed along one axis."""
+    change = _kernel(lambda k: k.flip(AXES[axis]))
+    return Fault(f"kernel reversed along {axis}" + (" (time)" if axis == "T" else ""), change, change)
+
+
+def epsilon(factor: float) -> Fault:
+    """Batch norm with a multiple of its epsilon."""
+
+    def times(by: float) -> Change:
+        return _norm(lambda n: replace(n, epsilon=n.epsilon * by))
+
+    return Fault(f"batch-norm epsilon is {factor:g} times what it should be", times(factor), times(1 / factor))
+
+
+def padding_moved(axis: str, by: int = 1) -> Fault:
+    """One element of padding on the wrong side."""
+    side = "behind" if by < 0 else "before"
+    return Fault(f"padding moved by one along {axis}, {side}", _moved(axis, by), _moved(axis, -by))
+
+
+def _with_symmetric(value: bool) -> Change:
+    return lambda layer: replace(layer, padding=replace(layer.padding, symmetric=value))
+
+
+def _with_relu(value: bool) -> Change:
+    return lambda layer: replace(layer, relu=value) if isinstance(layer, Convolution) and layer.norm else None
+
+
+def _with_fill(value: float) -> Change:
+    return lambda layer: replace(layer, padding=replace(layer.padding, fill=value)) if isinstance(layer, Pool) else None
+
+
+def _roll_statistics(by: int) -> Change:
+    return _norm(lambda n: replace(n, mean=n.mean.roll(by), variance=n.variance.roll(by)))
+
+
+def _without_bias(layer: Layer) -> Layer | None:
+    return replace(layer, bias=None) if isinstance(layer, Convolution) and layer.bias is not None else None
+
+
+SYMMETRIC = Fault("padding is half the kernel on both sides, not SAME", _with_symmetric(True), _with_symmetric(False))
+NO_RELU = Fault("ReLU missing", _with_relu(False), _with_relu(True))
+STATISTICS = Fault(
+    "batch-norm statistics stand one channel too far",
+    _roll_statistics(1),
+    _roll_statistics(-1),
+    "there is only one channel",
+)
+MEAN_AND_SHIFT = Fault(
+    "batch-norm mean and shift exchanged", *[_norm(lambda n: replace(n, mean=n.shift, shift=n.mean))] * 2
+)
+INPUTS_REVERSED = Fault(
+    "input channels reversed (RGB as BGR)", *[_kernel(lambda k: k.flip(1))] * 2, harmless_if="there is only one channel"
+)
+OUTPUTS_REVERSED = Fault("output channels reversed", *[_kernel(lambda k: k.flip(0))] * 2)
+LEFT_OUT = Fault("kernel left out", _kernel(torch.zeros_like), _never)
+NO_BIAS = Fault("bias left out", _without_bias, _never)
+ZERO_FILL = Fault(
+    "max-pool padded with zero", _with_fill(0.0), _with_fill(float("-inf")), "its input is never negative, behind a ReLU"
+)
+
+# Tried in this order on a layer that departs.
+CAUSES: tuple[Fault, ...] = (
+    *(epsilon(factor) for factor in (0.01, 10, 0.1, 100)),
+    NO_RELU,
+    *(swapped(a, b) for a, b in ("HW", "TH", "TW")),
+    *(flipped(axis) for axis in AXES),
+    *(shifted(axis, by) for axis in AXES for by in (1, -1)),
+    INPUTS_REVERSED,
+    OUTPUTS_REVERSED,
+    STATISTICS,
+    MEAN_AND_SHIFT,
+    SYMMETRIC,
+    *(padding_moved(axis, by) for axis in AXES for by in (1, -1)),
+    ZERO_FILL,
+    NO_BIAS,
+)
+
+EVERY_UNIT = "every unit"
+_STEM = "Conv3d_1a_7x7"
+_DEEP = "Mixed_4c.Branch_1.Conv3d_0b_3x3"
+
+# What is put into a network to see whether the check notices: (layer, fault).
+DELIBERATE: tuple[tuple[str, Fault], ...] = (
+    *((_STEM, shifted(axis)) for axis in AXES),
+    (_STEM, swapped("H", "W")),
+    (_STEM, flipped("T")),
+    (_STEM, INPUTS_REVERSED),
+    (_STEM, padding_moved("T")),
+    (_STEM, padding_moved("W")),
+    ("MaxPool3d_2a_3x3", padding_moved("H")),
+    ("MaxPool3d_2a_3x3", ZERO_FILL),
+    ("Conv3d_2b_1x1", NO_RELU),
+    ("Conv3d_2c_3x3", shifted("H")),
+    ("Mixed_3b.Branch_1.Conv3d_0b_3x3", STATISTICS),
+    (_DEEP, swapped("H", "W")),
+    (_DEEP, flipped("T")),
+    ("Mixed_5b.Branch_2.Conv3d_0b_3x3", LEFT_OUT),
+    (EVERY_UNIT, epsilon(10)),
+    ("Logits", NO_BIAS),
+)
