@@ -5,14 +5,16 @@ import json
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from vidweights.clips import ClipTransform, Preprocessing, moving_clip, noise_clip
+from vidweights.clips import ClipTransform, Preprocessing, moving_clip, noise_clip, read_clip
 from vidweights.errors import FormatError, InputError, UsageError
 
 torch = pytest.importorskip("torch")
@@ -228,3 +230,32 @@ def test_importing_the_clips_imports_no_framework() -> None:
     code = "import sys, vidweights.clips; print('torch' in sys.modules, 'tensorflow' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_a_clip_is_read_as_deepmind_ships_it(tmp_path: Path) -> None:
+    frames = np.random.default_rng(0).uniform(-1, 1, (1, 5, 6, 7, 2)).astype(np.float32)
+    np.save(tmp_path / "clip.npy", frames)
+    clip = read_clip(tmp_path / "clip.npy", 2)
+    assert clip.shape == (1, 2, 5, 6, 7)
+    assert (clip[0, 1, 2] == frames[0, 2, :, :, 1]).all()
+
+
+@pytest.mark.parametrize(
+    ("frames", "words"),
+    [
+        (np.zeros((1, 5, 6, 7, 3), np.uint8), "uint8"),
+        (np.zeros((1, 5, 6, 7, 3), np.float32), r"shape \(1, 5, 6, 7, 3\)"),
+        (np.full((1, 5, 6, 7, 2), 3, np.float32), "from 3.0 to 3.0"),
+        (np.full((1, 5, 6, 7, 2), np.nan, np.float32), "nan"),
+    ],
+)
+def test_a_file_that_is_no_such_clip_is_refused(tmp_path: Path, frames: NDArray[Any], words: str) -> None:
+    np.save(tmp_path / "clip.npy", frames)
+    with pytest.raises(InputError, match=words):
+        read_clip(tmp_path / "clip.npy", 2)
+
+
+def test_a_file_that_is_no_array_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "clip.npy").write_text("a web page")
+    with pytest.raises(InputError, match="cannot be read as a clip"):
+        read_clip(tmp_path / "clip.npy", 3)

@@ -67,4 +67,5 @@ def validate(folder: str | Path) -> Mapping[str, Any]:
     """
     from vidweights_converters import port as porting
 
-    return porting.validate_folder(Path(folder)).to_json()
+    report: Mapping[str, Any] = porting.validate_folder(Path(folder)).to_json()
+    return report

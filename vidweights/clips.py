@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -237,3 +238,31 @@ def moving_clip(t: int, h: int, w: int, channels: int, seed: int) -> NDArray[np.
             clip[0, channel] += np.sin(2 * np.pi * (travel + offset)) / f
     levels = np.round((clip / np.sum(1 / cycles) + 1) * 127.5)
     return (levels / 127.5 - 1).astype(np.float32)
+
+
+def read_clip(path: Path, channels: int) -> NDArray[np.float32]:
+    """A clip from an `.npy` file as DeepMind ships its samples.
+
+    Args:
+        path: the file: (1, T, H, W, C) or (T, H, W, C), float32 in [-1, 1].
+        channels: C.
+
+    Returns:
+        float32 (1, C, T, H, W).
+
+    Raises:
+        InputError: the file is not that.
+    """
+    wanted = f"expected an .npy file of float32 (1, T, H, W, {channels}) in [-1, 1]"
+    try:
+        clip = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path} cannot be read as a clip ({error}); {wanted}") from error
+    if not isinstance(clip, np.ndarray) or clip.dtype != np.float32:
+        raise InputError(f"{path} holds {getattr(clip, 'dtype', 'several arrays')}; {wanted}")
+    clip = clip[None] if clip.ndim == 4 else clip
+    if clip.ndim != 5 or clip.shape[0] != 1 or clip.shape[-1] != channels:
+        raise InputError(f"{path} has the shape {clip.shape}; {wanted}")
+    if not np.abs(clip).max(initial=0) <= 1:
+        raise InputError(f"{path} has values from {clip.min()} to {clip.max()}; {wanted}")
+    return np.ascontiguousarray(np.moveaxis(clip, -1, 1))

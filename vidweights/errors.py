@@ -7,6 +7,7 @@ message and leaves with `exit_code`; a traceback reaches a person only for a def
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 class VidweightsError(Exception):
@@ -67,9 +68,16 @@ class OutputError(VidweightsError):
 
 
 class ValidationError(VidweightsError):
-    """The written network does not compute what the release computes."""
+    """The written network does not compute what the release computes.
+
+    `report` has the figures (`vidweights_converters.report.Report`).
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str, report: Any = None) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 class InputError(VidweightsError, ValueError):

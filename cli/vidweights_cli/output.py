@@ -7,11 +7,21 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+
+clip_option = click.option(
+    "--clip",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Validate with this real clip too: an .npy file (1, T, H, W, C), float32 in [-1, 1].",
+)
 
 # Called with (what is being done, done so far, in all).
 Progress = Callable[[str, int, int], None]
@@ -24,19 +34,22 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table as wide as the terminal; plain, unwrapped text where there is none."""
-    from rich import box
+def console() -> Console:
+    """Standard output as rich prints to it: as wide as the terminal, and not wrapped where there is none."""
     from rich.console import Console
+
+    out = Console(highlight=False)
+    return out if out.is_terminal else Console(highlight=False, width=max(out.width, 200))
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich import box
     from rich.table import Table
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=max(console.width, 200))
     grid = Table(*headings, box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for row in rows:
         grid.add_row(*row)
-    console.print(grid)
+    console().print(grid)
 
 
 def megabytes(count: int) -> str:

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from vidweights.errors import UnavailableError
-from vidweights_cli.output import json_option, print_json, progress_bar, table
+from vidweights.errors import UnavailableError, ValidationError
+from vidweights_cli.output import clip_option, console, json_option, print_json, progress_bar, table
 from vidweights_converters import port as porting
 from vidweights_converters.port import Outcome, Request
 
@@ -36,6 +36,7 @@ from vidweights_converters.port import Outcome, Request
 @click.option("--no-validate", is_flag=True, help="Do not prove the result; it then counts as unvalidated.")
 @click.option("--overwrite", is_flag=True, help="Replace a folder that exists, once the new one is complete.")
 @click.option("--dry-run", is_flag=True, help="Print the plan, tensor by tensor, and write nothing.")
+@clip_option
 @json_option
 def command(
     release: str,
@@ -47,6 +48,7 @@ def command(
     no_validate: bool,
     overwrite: bool,
     dry_run: bool,
+    clip: Path | None,
     as_json: bool,
 ) -> int:
     """Port RELEASE into a finished folder, and prove that it computes what the release computes.
@@ -68,10 +70,13 @@ def command(
         out=out,
         validate=not no_validate,
         overwrite=overwrite,
+        clip=clip,
     )
     with progress_bar() as progress:
         outcomes = porting.plan_all(wanted, progress) if dry_run else porting.port_all(wanted, progress)
     if len(outcomes) == 1 and outcomes[0].error is not None:
+        if not as_json:
+            _show_report(outcomes[0])
         raise outcomes[0].error
     if as_json:
         print_json([_fields(outcome, dry_run) for outcome in outcomes])
@@ -106,12 +111,7 @@ def _fields(outcome: Outcome, dry_run: bool) -> dict[str, Any]:
 
 def _show(outcomes: tuple[Outcome, ...]) -> None:
     for outcome in outcomes:
-        if outcome.report is not None:
-            from rich.console import Console
-
-            from vidweights_converters import report
-
-            report.render(outcome.report, Console(highlight=False))
+        _show_report(outcome)
     table(("checkpoint", "result", "where, or why not"), [_row(outcome) for outcome in outcomes])
     for outcome in outcomes:
         for fact in outcome.plan.differences if outcome.plan else ():
@@ -119,6 +119,17 @@ def _show(outcomes: tuple[Outcome, ...]) -> None:
             click.echo(f"  source  {fact.source}\n  target  {fact.target}")
     if any(isinstance(outcome.error, UnavailableError) for outcome in outcomes):
         click.echo("To port one that is not here: vidweights port RELEASE --checkpoint NAME says what to fetch.")
+
+
+def _show_report(outcome: Outcome) -> None:
+    """Print the report of an outcome, one that failed its validation included."""
+    found = outcome.error.report if isinstance(outcome.error, ValidationError) else outcome.report
+    if found is None:
+        return
+    from vidweights_converters import report
+
+    click.echo(f"\n{outcome.request.name}, {outcome.request.folder}")
+    report.render(found, console())
 
 
 def _row(outcome: Outcome) -> tuple[str, str, str]:

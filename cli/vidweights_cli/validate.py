@@ -6,8 +6,10 @@ from pathlib import Path
 
 import click
 
-from vidweights_cli.output import json_option, print_json, progress_bar
+from vidweights.errors import ValidationError
+from vidweights_cli.output import clip_option, console, json_option, print_json, progress_bar
 from vidweights_converters import port as porting
+from vidweights_converters.report import Report, render
 
 
 @click.command("validate")
@@ -17,19 +19,24 @@ from vidweights_converters import port as porting
     type=click.Path(path_type=Path),
     help="The source that the folder was made from; looked for like in `port` if not given.",
 )
+@clip_option
 @json_option
-def command(folder: Path, weights: Path | None, as_json: bool) -> None:
+def command(folder: Path, weights: Path | None, clip: Path | None, as_json: bool) -> None:
     """Validate the finished FOLDER again, against its source, and renew its report and card.
 
     FOLDER may also be the name of a release that is on this machine.
     """
-    with progress_bar() as progress:
-        report = porting.validate_folder(folder, weights, progress)
+    try:
+        with progress_bar() as progress:
+            report = porting.validate_folder(folder, weights, clip, progress)
+    except ValidationError as error:
+        _show(error.report, as_json)
+        raise
+    _show(report, as_json)
+
+
+def _show(report: Report, as_json: bool) -> None:
     if as_json:
         print_json(report.to_json())
-        return
-    from rich.console import Console
-
-    from vidweights_converters import report as reporting
-
-    reporting.render(report, Console(highlight=False))
+    else:
+        render(report, console())

@@ -44,5 +44,5 @@ def _gradients(model: nn.Module, tensors: dict[str, Tensor], clip: Tensor) -> di
     with replaced(model, layers_of(model)):
         logits: Tensor = model(clip)
     direction = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0)).to(logits)
-    gradients = torch.autograd.grad((logits * direction).sum(), tensors.values(), allow_unused=True)
+    gradients = torch.autograd.grad((logits * direction).sum(), list(tensors.values()), allow_unused=True)
     return {name: gradient for name, gradient in zip(tensors, gradients) if gradient is not None}

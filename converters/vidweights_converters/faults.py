@@ -11,9 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from vidweights_converters.layers import Convolution, Layer, Norm, Pool
+from vidweights.families.i3d import HEAD
+from vidweights_converters.layers import Convolution, Layer, Norm, Pool, layers_of, replaced
 
 Change = Callable[[Layer], Layer | None]
 
@@ -37,6 +38,11 @@ class Fault:
     harmless_if: str = ""
 
 
+def _involution(name: str, change: Change, harmless_if: str = "") -> Fault:
+    """A mistake that undoes itself when it is made twice."""
+    return Fault(name, change, change, harmless_if)
+
+
 def _never(layer: Layer) -> None:
     return None
 
@@ -58,12 +64,10 @@ def _norm(change: Callable[[Norm], Norm]) -> Change:
 
 
 def _moved(axis: str, by: int) -> Change:
-    index = AXES[axis] - 2
 
     def apply(layer: Layer) -> Layer | None:
-        moved = list(layer.padding.moved)
-        moved[index] += by
-        return replace(layer, padding=replace(layer.padding, moved=tuple(moved)))
+        t, h, w = (moved + by * (axis == name) for name, moved in zip(AXES, layer.padding.moved))
+        return replace(layer, padding=replace(layer.padding, moved=(t, h, w)))
 
     return apply
 
@@ -80,14 +84,13 @@ def shifted(axis: str, by: int = 1) -> Fault:
 
 def swapped(a: str, b: str) -> Fault:
     """Two axes of the kernel exchanged."""
-    change = _kernel(lambda k: k.transpose(AXES[a], AXES[b]))
-    return Fault(f"{a} and {b} of the kernel swapped", change, change)
+    return _involution(f"{a} and {b} of the kernel swapped", _kernel(lambda k: k.transpose(AXES[a], AXES[b])))
 
 
 def flipped(axis: str) -> Fault:
     """The kernel reversed along one axis."""
-    change = _kernel(lambda k: k.flip(AXES[axis]))
-    return Fault(f"kernel reversed along {axis}" + (" (time)" if axis == "T" else ""), change, change)
+    name = {"T": "kernel reversed in time"}.get(axis, f"kernel reversed along {axis}")
+    return _involution(name, _kernel(lambda k: k.flip(AXES[axis])))
 
 
 def epsilon(factor: float) -> Fault:
@@ -133,17 +136,20 @@ STATISTICS = Fault(
     _roll_statistics(-1),
     "there is only one channel",
 )
-MEAN_AND_SHIFT = Fault(
-    "batch-norm mean and shift exchanged", *[_norm(lambda n: replace(n, mean=n.shift, shift=n.mean))] * 2
+MEAN_AND_SHIFT = _involution(
+    "batch-norm mean and shift exchanged", _norm(lambda n: replace(n, mean=n.shift, shift=n.mean))
 )
-INPUTS_REVERSED = Fault(
-    "input channels reversed (RGB as BGR)", *[_kernel(lambda k: k.flip(1))] * 2, harmless_if="there is only one channel"
+INPUTS_REVERSED = _involution(
+    "input channels reversed (RGB as BGR)", _kernel(lambda k: k.flip(1)), "there is only one channel"
 )
-OUTPUTS_REVERSED = Fault("output channels reversed", *[_kernel(lambda k: k.flip(0))] * 2)
+OUTPUTS_REVERSED = _involution("output channels reversed", _kernel(lambda k: k.flip(0)))
 LEFT_OUT = Fault("kernel left out", _kernel(torch.zeros_like), _never)
 NO_BIAS = Fault("bias left out", _without_bias, _never)
 ZERO_FILL = Fault(
-    "max-pool padded with zero", _with_fill(0.0), _with_fill(float("-inf")), "its input is never negative, behind a ReLU"
+    "max-pool padded with zero",
+    _with_fill(0.0),
+    _with_fill(float("-inf")),
+    "its input is never negative, behind a ReLU",
 )
 
 # Tried in this order on a layer that departs.
@@ -186,3 +192,34 @@ DELIBERATE: tuple[tuple[str, Fault], ...] = (
     (EVERY_UNIT, epsilon(10)),
     ("Logits", NO_BIAS),
 )
+
+
+@torch.no_grad()
+def inject(model: nn.Module, layer: str, fault: Fault, clip: Tensor) -> Tensor | None:
+    """The logits (N, classes) of a network that has a fault in one layer, or in every unit.
+
+    Returns:
+        None for a fault that may be harmless and is: the layer puts out the same bits with it.
+    """
+    layers = layers_of(model)
+    chosen = [name for name in layers if name != HEAD] if layer == EVERY_UNIT else [layer]
+    changed = {name: new for name in chosen if (new := fault.apply(layers[name])) is not None}
+    if fault.harmless_if and (only := changed.get(layer)) is not None and _same(model, layer, only, clip):
+        return None
+    with replaced(model, changed):
+        logits: Tensor = model(clip)
+    return logits
+
+
+def _same(model: nn.Module, name: str, changed: Layer, clip: Tensor) -> bool:
+    """Whether a layer puts out the same bits when it is changed, on the input that it has in the network."""
+    original, equal = layers_of(model)[name], []
+
+    def compare(x: Tensor) -> Tensor:
+        y = original(x)
+        equal.append(torch.equal(y, changed(x)))
+        return y
+
+    with replaced(model, {name: compare}):
+        model(clip)
+    return all(equal)

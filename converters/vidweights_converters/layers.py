@@ -57,9 +57,7 @@ class Norm:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map (N, C, T, H, W) to the same shape."""
-        scale, shift, mean, variance = (
-            v.view(-1, 1, 1, 1) for v in (self.scale, self.shift, self.mean, self.variance)
-        )
+        scale, shift, mean, variance = (v.view(-1, 1, 1, 1) for v in (self.scale, self.shift, self.mean, self.variance))
         return (x - mean) * torch.rsqrt(variance + self.epsilon) * scale + shift
 
 

@@ -15,24 +15,13 @@ from torch import Tensor, nn
 
 from vidweights.families.i3d import HEAD
 from vidweights.layout import Array
+from vidweights_converters.difference import finite, relative_difference
 from vidweights_converters.faults import CAUSES, EVERY_UNIT, Change
 from vidweights_converters.layers import Convolution, Layer, layers_of, replaced
 from vidweights_converters.report import Departure
 
 _ELSEWHERE = "none of the known mistakes; compare the tensors of this layer with the source's"
 _CODE = "padding, epsilon or ReLU"
-
-
-def relative_difference(a: Array | Tensor, b: Array | Tensor) -> float:
-    """max |a - b| / max |b|; infinite where the shapes differ or an element is not a number."""
-    x, y = (np.asarray(v, np.float64) for v in (a, b))
-    if x.shape != y.shape:
-        return float("inf")
-    difference, largest = np.abs(x - y).max(), np.abs(y).max()
-    if difference == 0:
-        return 0.0
-    ratio = float(difference / largest) if largest else float("inf")
-    return ratio if np.isfinite(ratio) else float("inf")
 
 
 @torch.no_grad()
@@ -55,7 +44,7 @@ def localise(model: nn.Module, clip: Tensor, endpoints: Mapping[str, Array], tol
         return None
     first = departing[0]
     layer, cause = _diagnose(replay, first, tolerance) or (first, _ELSEWHERE)
-    return Departure(layer, min(ratios[first], np.finfo(float).max.item()), cause, len(departing), len(endpoints))
+    return Departure(layer, finite(ratios[first]), cause, len(departing), len(endpoints))
 
 
 class _Replay:
@@ -115,6 +104,6 @@ def _suspects(model: nn.Module, endpoint: str) -> Iterator[tuple[str, dict[str, 
     """What may be wrong at an endpoint: each of its layers alone, then all its units at once."""
     layers = {n: layer for n, layer in layers_of(model).items() if f"{n}.".startswith(f"{endpoint}.")}
     yield from ((name, {name: layer}) for name, layer in layers.items())
-    units = {name: layer for name, layer in layers.items() if isinstance(layer, Convolution)}
+    units: dict[str, Layer] = {name: layer for name, layer in layers.items() if isinstance(layer, Convolution)}
     if len(units) > 1:
         yield f"{endpoint} ({EVERY_UNIT})", units

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vidweights import catalog, dialects, formats, home, identity, plan, sources
 from vidweights.catalog import Release
+from vidweights.clips import read_clip
 from vidweights.dialects import Recognition, recognise
 from vidweights.dialects.base import Dialect
-from vidweights.errors import IntegrityError, UsageError, VidweightsError
+from vidweights.errors import IntegrityError, UnavailableError, UsageError, ValidationError, VidweightsError
 from vidweights.families import FAMILIES
 from vidweights.files import git_blob_id_of, refuse_existing, sha256_of, staged_folder
-from vidweights.folder import CONFIG, LABELS, VALIDATION, FolderConfig, SourceRecord, provenance, write_json
+from vidweights.folder import (
+    CARD,
+    CONFIG,
+    LABELS,
+    VALIDATION,
+    FolderConfig,
+    SourceRecord,
+    provenance,
+    read_config,
+    write_json,
+)
 from vidweights.formats.base import Checkpoint, Writer
 from vidweights.plan import Plan
 from vidweights.run import stream
@@ -47,6 +60,7 @@ class Request:
         weights: the file or folder that the person has.
         target: the dialect to write, and `format` its container.
         out: the folder in which the finished folder appears.
+        clip: a real clip to validate with, beside the seeded ones.
     """
 
     name: str
@@ -57,6 +71,7 @@ class Request:
     out: Path
     validate: bool = True
     overwrite: bool = False
+    clip: Path | None = None
 
     @property
     def folder(self) -> Path:
@@ -86,6 +101,7 @@ def requests(
     out: Path | None = None,
     validate: bool = True,
     overwrite: bool = False,
+    clip: Path | None = None,
 ) -> tuple[Request, ...]:
     """The ports that a name means.
 
@@ -127,6 +143,7 @@ def requests(
             out=home.home() / "weights" if out is None else out,
             validate=validate,
             overwrite=overwrite,
+            clip=clip,
         )
         for release in chosen
     )
@@ -180,10 +197,10 @@ def port(request: Request, progress: Progress = _silent) -> Outcome:
     if not request.overwrite:
         refuse_existing(request.folder)
     with opened(request, progress) as (source, checkpoint, planned):
-        references = _Proof(request, checkpoint) if request.validate else None
+        proof = _Proof(request, checkpoint) if request.validate else None
         with staged_folder(request.folder, overwrite=request.overwrite) as stage:
             config = _write(request, checkpoint, planned, stage, progress)
-            report = references.run(stage, config, planned, progress) if references else None
+            report = proof.run(stage, config, planned, progress) if proof else None
             if report is not None:
                 write_json(stage / VALIDATION, report.to_json())
             card.write(stage, config)
@@ -248,15 +265,24 @@ def write_weights(
 
 
 class _Proof:
-    """The references that can judge a port, chosen before anything is written."""
+    """The references that can judge a port, chosen before anything is written.
+
+    Raises:
+        UnavailableError: torch is not installed, or no reference is.
+    """
 
     def __init__(self, request: Request, checkpoint: Checkpoint) -> None:
         from vidweights_converters import references
 
+        if find_spec("torch") is None:
+            raise UnavailableError(
+                "validation runs the written network in torch, which is not installed, so nothing was written. "
+                "pip install 'vidweights[torch]', or port with --no-validate; the folder then counts as unvalidated."
+            )
         self.request = request
         self.checkpoint = checkpoint
         self.scratch = tempfile.TemporaryDirectory(prefix="vidweights-")
-        self.references = references.choose(checkpoint, self._tensorflow_source)
+        self.selection = references.choose(checkpoint, self._tensorflow_source)
 
     def _tensorflow_source(self) -> Path | None:
         """The release's own TensorFlow files: the source itself, or rebuilt from it and proved byte for byte."""
@@ -271,16 +297,63 @@ class _Proof:
         same = all(git_blob_id_of(folder / file.name) == file.git_blob for file in release.files)
         return folder / main if same else None
 
-    def run(self, stage: Path, config: FolderConfig, planned: Plan, progress: Progress) -> Report:
-        """Validate the staged weights.
+    def run(self, folder: Path, config: FolderConfig, planned: Plan, progress: Progress) -> Report:
+        """Validate the weights in a folder.
 
         Raises:
             ValidationError: they do not compute what the release computes.
         """
-        from vidweights_converters import validate
+        from vidweights_converters.validate import validate
 
+        clip = read_clip(self.request.clip, planned.config.in_channels) if self.request.clip else None
         with self.scratch:
-            return validate.validate(stage, config, self.references, self.checkpoint, planned, progress)
+            return validate(folder, config, self.selection, self.checkpoint, planned, progress=progress, clip=clip)
+
+
+def validate_folder(
+    folder: Path, weights: Path | None = None, clip: Path | None = None, progress: Progress = _silent
+) -> Report:
+    """Validate a finished folder again, and renew its report and its card, whatever the outcome.
+
+    Args:
+        folder: the folder, or the name of a release that is on this machine.
+        weights: the source; looked for as `port` does if not given.
+        clip: a real clip to use beside the seeded ones; see `vidweights.clips.read_clip`.
+
+    Raises:
+        ValidationError: the weights do not compute what the release computes.
+        UsageError: `folder` is not there, or was made from a person's own file, which must then be given.
+    """
+    if not folder.is_dir() and str(folder) in catalog.names():
+        folder = home.weights_folder(str(folder))
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is no folder; expected one that `vidweights port` wrote, or a release's name.")
+    config = read_config(folder)
+    for name, sha256 in config.files.items():
+        home.verify(folder / name, sha256)
+    release = catalog.get(config.name) if config.release else None
+    if release is None and weights is None:
+        raise UsageError(f"{folder} was made from a checkpoint outside the catalog; give it with --weights.")
+    request = Request(config.name, release, weights, config.speaks, config.format, folder.parent, clip=clip)
+    with opened(request, progress) as (_, checkpoint, planned):
+        try:
+            report = _Proof(request, checkpoint).run(folder, config, planned, progress)
+        except ValidationError as error:
+            _record(folder, config, error.report)
+            raise
+    _record(folder, config, report)
+    return report
+
+
+def _record(folder: Path, config: FolderConfig, report: Report) -> None:
+    """Put a report and the card that tells of it into a finished folder; each file is replaced in one step."""
+    with staged_folder(folder / ".renewed") as stage:
+        write_json(stage / VALIDATION, report.to_json())
+        shutil.copy(folder / CONFIG, stage / CONFIG)
+        card.write(stage, config)
+        for name in (VALIDATION, CARD):
+            (stage / name).replace(folder / name)
+    shutil.rmtree(folder / ".renewed")
 
 
 def port_all(wanted: Sequence[Request], progress: Progress = _silent) -> tuple[Outcome, ...]:

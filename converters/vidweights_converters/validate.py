@@ -5,37 +5,36 @@ What is required is fixed here, before a run: see `CRITERION`.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
-from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from vidweights import dialects, formats, models, plan
-from vidweights.clips import moving_clip, noise_clip
 from vidweights.errors import ValidationError
 from vidweights.folder import FolderConfig
 from vidweights.formats.base import Checkpoint
 from vidweights.layout import Array
 from vidweights.plan import Plan
 from vidweights.run import stream
-from vidweights_converters.references.base import HEAD, Clip, Reference, Selection
-from vidweights_converters.report import ClipResult, FaultResult, ReferenceResult, Report, RoundTrip
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from vidweights_converters.faults import Fault
-
-LEAST_TOLERANCE = 1e-5
-GAPS = 4  # tolerances are at least this many float32-to-float64 gaps of the reference
-LEAST_RESPONSE = 0.1
-LEAST_RATIO = 10
+from vidweights_converters.examine import (
+    GAPS,
+    LEAST_RATIO,
+    LEAST_RESPONSE,
+    LEAST_TOLERANCE,
+    Findings,
+    NamedClip,
+    Progress,
+    default_clips,
+    examine,
+    silent,
+)
+from vidweights_converters.references.base import Clip, Selection
+from vidweights_converters.report import ReferenceResult, Report, RoundTrip
 
 CRITERION = (
     f"max |ours - reference| <= tolerance * max |reference| for every clip and reference, with tolerance = "
@@ -44,34 +43,6 @@ CRITERION = (
     f"{LEAST_RATIO} tolerances; the round trip to the source is bit-identical"
 )
 
-Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class NamedClip:
-    """A clip (1, C, T, H, W), float32 in [-1, 1], and what it is."""
-
-    name: str
-    array: Clip
-
-    @property
-    def sha256(self) -> str:
-        """The SHA-256 of its bytes."""
-        return hashlib.sha256(np.ascontiguousarray(self.array)).hexdigest()
-
-
-def default_clips(channels: int) -> tuple[NamedClip, ...]:
-    """Noise and a moving texture: T, H and W all differ, T is odd and even, H and W at both ends of 193 to 224.
-
-    The smallest comes first: what takes one clip takes it.
-    """
-    sizes = ((9, 200, 224), (16, 224, 199), (17, 210, 224))
-    makers = ((noise_clip, "noise"), (noise_clip, "noise"), (moving_clip, "moving"))
-    return tuple(
-        NamedClip(f"{kind} {t}x{h}x{w}", make(t, h, w, channels, seed))
-        for seed, ((t, h, w), (make, kind)) in enumerate(zip(sizes, makers))
-    )
-
 
 def validate(
     folder: Path,
@@ -79,8 +50,8 @@ def validate(
     selection: Selection,
     source: Checkpoint,
     planned: Plan,
-    progress: Progress,
     *,
+    progress: Progress = silent,
     clip: Clip | None = None,
 ) -> Report:
     """Check the weights of a folder, as they lie on disk.
@@ -96,44 +67,108 @@ def validate(
 
     Raises:
         ValidationError: something did not hold; its `report` has the figures.
-        UnavailableError: torch is not installed.
     """
     clips = default_clips(config.config.in_channels)
     clips += (NamedClip("given clip", clip),) if clip is not None else ()
     with formats.open_checkpoint(folder / config.main) as written:
         round_trip = compare_back(written, source, planned)
         network = load(written, config)
-    report = examine(network, selection, clips, progress, round_trip, config)
+    findings = examine(network, selection.references, clips, progress)
+    report = Report(
+        weights_sha256=dict(config.files),
+        source_sha256=dict(config.source.files),
+        versions={name: version(name) for name in ("vidweights", "torch", "numpy")},
+        criterion=CRITERION,
+        references=findings.references,
+        absent={one.name: one.reason for one in selection.absent},
+        response=findings.response,
+        coverage=findings.coverage,
+        faults=findings.faults,
+        round_trip=round_trip,
+        failures=(*failures(findings), *_failures_of_round_trip(round_trip)),
+    )
     if not report.passed:
-        raise ValidationError(
-            f"{config.name} failed its validation:\n" + "\n".join(f"  {failure}" for failure in report.failures), report
-        )
+        lines = "".join(f"\n  {failure}" for failure in report.failures)
+        raise ValidationError(f"{config.name} failed its validation, so it is not to be used:{lines}", report)
     return report
 
 
 def compare_back(written: Checkpoint, source: Checkpoint, planned: Plan) -> RoundTrip:
     """Port the written tensors back into the source's dialect, and compare the bytes."""
+    keys = {step.tensor.name: step.source.key for step in planned.steps if step.source}
     back = plan.make(written.tensors, planned.source, name=str(written.path))
-    prefixed = {step.tensor.name: step.source.key for step in planned.steps if step.source}
-    total, differing = 0, []
-    for step, array in stream(back, written):
-        key = prefixed[step.tensor.name]
-        total += 1
-        if array.tobytes() != source.read(key).tobytes():
-            differing.append(key)
-    return RoundTrip(total, tuple(differing))
+    differing = [
+        keys[step.tensor.name]
+        for step, array in stream(back, written)
+        if array.tobytes() != source.read(keys[step.tensor.name]).tobytes()
+    ]
+    return RoundTrip(len(keys), tuple(differing))
 
 
 def load(written: Checkpoint, config: FolderConfig) -> nn.Module:
     """The network with exactly the tensors of a file, in float32 and evaluation mode."""
-    network = models.build(config.family, config.config)
-    import torch
-
-    planned = plan.make(written.tensors, dialects.get(f"vidweights-{config.family}"), config=config.config)
+    native = dialects.get(f"vidweights-{config.family}")
+    planned = plan.make(written.tensors, native, config=config.config, name=str(written.path))
     tensors = {
-        step.target.key: torch.from_numpy(np.array(array, np.float32))
+        step.target.key: torch.from_numpy(_float32(array, step.dtype))
         for step, array in stream(planned, written)
         if step.target
     }
+    with torch.device("meta"):
+        network = models.build(config.family, config.config)
     network.load_state_dict(tensors, strict=True, assign=True)
     return network.eval()
+
+
+def _float32(array: Array, dtype: str) -> NDArray[np.float32]:
+    if dtype == "bfloat16":  # the upper half of a float32's bits
+        return (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return np.array(array, np.float32)
+
+
+def failures(findings: Findings) -> Iterator[str]:
+    """What did not hold, in sentences."""
+    for reference in findings.references:
+        yield from _failures_of(reference)
+    if findings.response < LEAST_RESPONSE:
+        yield (
+            f"the network is blind: two unrelated clips differ by {findings.response:.1%} of the largest logit, "
+            f"expected at least {LEAST_RESPONSE:.0%}. A match then says little."
+        )
+    uncovered = [name for name, share in findings.coverage.items() if share == 0]
+    if uncovered:
+        yield f"no logit changes with {len(uncovered)} of the tensors, so they are not checked: {_some(uncovered)}"
+    for fault in findings.faults:
+        if not fault.skipped and (fault.ratio or 0) <= LEAST_RATIO:
+            yield (
+                f"the check does not see a deliberate fault: {fault.layer}, {fault.fault}, moves the logits by "
+                f"{fault.ratio or 0:.1f} tolerances, expected over {LEAST_RATIO}"
+            )
+
+
+def _failures_of(reference: ReferenceResult) -> Iterator[str]:
+    for clip in reference.clips:
+        if clip.max_relative > reference.tolerance:
+            yield (
+                f"{clip.name}: the logits differ from those of {reference.name} by {clip.max_relative:.1e} of the "
+                f"largest, expected at most {reference.tolerance:.1e}"
+            )
+    if reference.departure is not None:
+        yield str(reference.departure)
+    elif not reference.passed:
+        yield (
+            f"no single layer departs from {reference.name} on its own input: look at the input, at what stands "
+            "between the layers, or at rounding"
+        )
+
+
+def _failures_of_round_trip(trip: RoundTrip) -> Iterator[str]:
+    if trip.differing:
+        yield (
+            f"{len(trip.differing)} of {trip.tensors} tensors do not come back to the source bit for bit: "
+            f"{_some(trip.differing)}"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
