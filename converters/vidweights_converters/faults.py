@@ -76,7 +76,7 @@ def shifted(axis: str, by: int = 1) -> Fault:
     """The kernel rolled along one axis."""
     dim = AXES[axis]
     return Fault(
-        f"kernel shifted cyclically by {by:+d} along {axis}",
+        f"kernel rolled by {by:+d} along {axis}",
         _kernel(lambda k: k.roll(by, dim)),
         _kernel(lambda k: k.roll(-by, dim)),
     )
@@ -99,13 +99,13 @@ def epsilon(factor: float) -> Fault:
     def times(by: float) -> Change:
         return _norm(lambda n: replace(n, epsilon=n.epsilon * by))
 
-    return Fault(f"batch-norm epsilon is {factor:g} times what it should be", times(factor), times(1 / factor))
+    name = f"{factor:g} times too large" if factor > 1 else f"{1 / factor:g} times too small"
+    return Fault(f"batch-norm epsilon {name}", times(factor), times(1 / factor))
 
 
 def padding_moved(axis: str, by: int = 1) -> Fault:
-    """One element of padding on the wrong side."""
-    side = "behind" if by < 0 else "before"
-    return Fault(f"padding moved by one along {axis}, {side}", _moved(axis, by), _moved(axis, -by))
+    """Padding taken from behind and put before, or the other way for a negative number."""
+    return Fault(f"padding moved by {by:+d} along {axis}", _moved(axis, by), _moved(axis, -by))
 
 
 def _with_symmetric(value: bool) -> Change:
@@ -128,10 +128,10 @@ def _without_bias(layer: Layer) -> Layer | None:
     return replace(layer, bias=None) if isinstance(layer, Convolution) and layer.bias is not None else None
 
 
-SYMMETRIC = Fault("padding is half the kernel on both sides, not SAME", _with_symmetric(True), _with_symmetric(False))
+SYMMETRIC = Fault("padding symmetric, not SAME", _with_symmetric(True), _with_symmetric(False))
 NO_RELU = Fault("ReLU missing", _with_relu(False), _with_relu(True))
 STATISTICS = Fault(
-    "batch-norm statistics stand one channel too far",
+    "batch-norm statistics one channel off",
     _roll_statistics(1),
     _roll_statistics(-1),
     "there is only one channel",

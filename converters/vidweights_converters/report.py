@@ -194,17 +194,17 @@ def _table(*headings: str, left: int) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True, header_style="bold")
     for index, heading in enumerate(headings):
         table.add_column(heading, justify="left" if index < left else "right")
     return table
 
 
 def _clips(reference: ReferenceResult) -> Table:
-    table = _table("clip", "max diff", "of largest", "tolerances", "rel. L2", "1 - cosine", "top 5", left=1)
+    table = _table("clip", "max diff", "relative", "of tol.", "rel. L2", "1 - cos", "top 5", left=1)
     for clip in reference.clips:
         numbers = (clip.max_abs, clip.max_relative)
-        used = f"{clip.max_relative / reference.tolerance:.2f}"
+        used = f"{clip.max_relative / reference.tolerance:.2g}"
         style = "" if clip.max_relative <= reference.tolerance else "red"
         cells = [f"{n:.1e}" for n in numbers] + [used, f"{clip.relative_l2:.1e}", f"{1 - clip.cosine:.0e}"]
         table.add_row(clip.name, *cells, f"{clip.top5}/5", style=style)
