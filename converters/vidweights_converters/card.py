@@ -9,6 +9,7 @@ from string import Template
 from typing import Any
 
 from vidweights.folder import CARD, FolderConfig, read_validation
+from vidweights_converters.report import Report
 
 _STATUS = {
     None: "**Not validated.** Nobody has shown that these weights compute what the release computes.",
@@ -89,10 +90,25 @@ def _input(fields: Mapping[str, Any] | None) -> str:
 def _checks(validation: Mapping[str, Any] | None) -> str:
     if validation is None:
         return "Nothing. Run `vidweights validate` on this folder."
-    lines = ["| reference | clip | max difference / largest logit | tolerance |", "|---|---|---|---|"]
-    for reference in validation.get("references", ()):
-        for clip in reference.get("clips", ()):
-            lines.append(
-                f"| {reference['name']} | {clip['name']} | {clip['max_relative']:.2e} | {reference['tolerance']:.2e} |"
-            )
+    report = Report.from_json(validation)
+    lines = ["| reference | clip (T x H x W) | max difference / largest logit | tolerance |", "|---|---|---|---|"]
+    lines += [
+        f"| {reference.name} ({reference.version}) | {clip.name} | {clip.max_relative:.1e} | {reference.tolerance:.1e} |"
+        for reference in report.references
+        for clip in reference.clips
+    ]
+    made = [fault for fault in report.faults if fault.ratio is not None]
+    least = min(made, key=lambda fault: fault.ratio or 0)
+    covered = sum(share > 0 for share in report.coverage.values())
+    trip = report.round_trip
+    lines += [
+        "",
+        f"- {covered} of {len(report.coverage)} tensors have an effect on the logits.",
+        f"- {len(made)} deliberate faults were made; the one that shows least ({least.layer}: {least.fault}) moves the "
+        f"logits by {least.ratio:,.0f} tolerances.",
+        f"- {trip.tensors - len(trip.differing)} of {trip.tensors} tensors come back to the source bit for bit.",
+        *(f"- **Failed:** {failure}" for failure in report.failures),
+        "",
+        "All figures are in `validation.json`. What each means: `docs/validation.md` of vidweights.",
+    ]
     return "\n".join(lines)
