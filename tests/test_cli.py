@@ -65,6 +65,7 @@ def test_list_names_every_release(cli: Run) -> None:
 def test_info_tells_hashes_input_licence_and_accuracy(cli: Run) -> None:
     code, out = cli("info", "i3d-flow-imagenet-k400")
     assert code == 0
+    assert catalog.get("i3d-flow-imagenet-k400").url in out
     for fact in ("Apache-2.0", "63.4", "flow clamp: 20.0", "bf56831f663abc3de0d35f193030b73a3df7fb61", "TV-L1"):
         assert fact in out
 
@@ -148,6 +149,29 @@ def test_port_tells_where_the_folder_is_and_that_it_is_not_validated(cli: Run, t
     assert "not validated" in out
     assert str(tmp_path / "out" / "model") in out
     assert "head differs in the code of the target" in out
+
+
+@pytest.mark.parametrize("absent", ["torch", "tensorflow and jax"])
+def test_without_the_libraries_that_prove_a_port_it_ends_before_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], absent: str
+) -> None:
+    pytest.importorskip("torch")
+    patched = "vidweights_converters.port" if absent == "torch" else "vidweights_converters.references"
+    monkeypatch.setattr(f"{patched}.find_spec", lambda name: None)
+    monkeypatch.setenv("VIDWEIGHTS_HOME", str(tmp_path / "home"))
+    file = checkpoint(tmp_path / "a", "deepmind-rgb", "tf")
+    monkeypatch.setattr(
+        sys, "argv", ["vidweights", "port", "i3d", "--weights", str(file), "--out", str(tmp_path / "o")]
+    )
+    with pytest.raises(SystemExit) as left:
+        main()
+    message = capsys.readouterr().err
+    assert left.value.code == 3
+    assert "--no-validate" in message
+    assert all(
+        f"vidweights[{extra}]" in message for extra in (["torch"] if absent == "torch" else ["tensorflow", "jax"])
+    )
+    assert not (tmp_path / "o").exists()
 
 
 def test_a_collection_of_which_nothing_can_be_had_fails_with_the_reasons(

@@ -86,6 +86,11 @@ def provenance(release: Release) -> dict[str, Any]:
     }
 
 
+def shown_input(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a preprocessing that say something of its kind of input, for a person to read."""
+    return {name: value for name, value in fields.items() if name != "flow_clamp" or fields["channels"] == "flow"}
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON with a fixed layout, so that equal values are equal bytes."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -8,7 +8,8 @@ import click
 
 from vidweights import dialects, home, pretrained
 from vidweights.families import FAMILIES
-from vidweights_cli.output import json_option, megabytes, print_json
+from vidweights.folder import shown_input
+from vidweights_cli.output import json_option, print_json
 
 
 @click.command("info")
@@ -50,12 +51,15 @@ def _release(record: pretrained.Weights) -> dict[str, Any]:
             "paper": release.paper,
         },
         "files": {
-            f"{release.url}/{file.name}": f"{megabytes(file.size)}, "
-            + (f"SHA-256 {file.sha256}" if file.sha256 else f"git blob {file.git_blob}")
-            for file in release.files
+            "url": release.url,
+            **{
+                file.name: f"{file.size:,} bytes, "
+                + (f"SHA-256 {file.sha256}" if file.sha256 else f"git blob {file.git_blob}")
+                for file in release.files
+            },
         },
         "also in": {f"package {c.package} {c.version}": f"{c.file}, SHA-256 {c.sha256}" for c in release.copies},
-        "input": {**release.input, "source": release.input_source},
+        "input": {**shown_input(release.input), "source": release.input_source},
         "labels": {"count": len(labels), "first": ", ".join(labels[:3]), **release.label_source},
         "trained on": release.training,
         "published accuracy": dict(release.accuracy) or "none",

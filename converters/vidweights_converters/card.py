@@ -8,7 +8,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from vidweights.folder import CARD, FolderConfig, read_validation
+from vidweights.folder import CARD, FolderConfig, read_validation, shown_input
 from vidweights_converters.report import Report
 
 _STATUS = {
@@ -83,8 +83,7 @@ def _accuracy(accuracy: Mapping[str, Any]) -> str:
 def _input(fields: Mapping[str, Any] | None) -> str:
     if fields is None:
         return "Unknown: the checkpoint is not in the catalog."
-    shown = {name: value for name, value in fields.items() if name != "flow_clamp" or fields["channels"] == "flow"}
-    return "\n".join(f"- {name.replace('_', ' ')}: {value}" for name, value in shown.items())
+    return "\n".join(f"- {name.replace('_', ' ')}: {value}" for name, value in shown_input(fields).items())
 
 
 def _checks(validation: Mapping[str, Any] | None) -> str:
@@ -93,9 +92,9 @@ def _checks(validation: Mapping[str, Any] | None) -> str:
     report = Report.from_json(validation)
     lines = ["| reference | clip (T x H x W) | max difference / largest logit | tolerance |", "|---|---|---|---|"]
     lines += [
-        f"| {reference.name} ({reference.version}) | {clip.name} | {clip.max_relative:.1e} | {reference.tolerance:.1e} |"
-        for reference in report.references
-        for clip in reference.clips
+        f"| {one.name} ({one.version}) | {clip.name} | {clip.max_relative:.1e} | {one.tolerance:.1e} |"
+        for one in report.references
+        for clip in one.clips
     ]
     made = [fault for fault in report.faults if fault.ratio is not None]
     least = min(made, key=lambda fault: fault.ratio or 0)

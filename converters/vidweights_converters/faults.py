@@ -149,7 +149,7 @@ ZERO_FILL = Fault(
     "max-pool padded with zero",
     _with_fill(0.0),
     _with_fill(float("-inf")),
-    "its input is never negative, behind a ReLU",
+    "its input is never negative",
 )
 
 # Tried in this order on a layer that departs.

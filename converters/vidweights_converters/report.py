@@ -176,17 +176,14 @@ def render(report: Report, console: Console) -> None:
         )
         console.print(_clips(reference))
         if reference.departure:
-            console.print(f"[red]{reference.departure}[/]", soft_wrap=True)
+            console.print(str(reference.departure), style="red", markup=False)
     for name, reason in report.absent.items():
         console.print(f"\n[bold]{name}[/] was not used: {reason}")
-    console.print("\n[bold]Mistakes made on purpose[/], and how many tolerances each moves the logits by (at least 10)")
+    console.print("\n[bold]Mistakes made on purpose[/], and by how many tolerances each moves the logits")
     console.print(_faults(report.faults))
-    for name, value in _summary(report):
-        console.print(f"[bold]{name:<10}[/] {value}", soft_wrap=False)
-    verdict = "[green]passed[/]" if report.passed else "[red]FAILED[/]"
-    console.print(f"[bold]{'verdict':<10}[/] {verdict}")
+    console.print(_summary(report))
     for failure in report.failures:
-        console.print(f"  [red]{failure}[/]")
+        console.print(f"- {failure}", style="red", markup=False)
 
 
 def _table(*headings: str, left: int) -> Table:
@@ -220,15 +217,27 @@ def _faults(faults: Sequence[FaultResult]) -> Table:
     return table
 
 
-def _summary(report: Report) -> Iterator[tuple[str, str]]:
-    shares = report.coverage.values()
-    whole = sum(share == 1 for share in shares)
-    least = min(report.coverage, key=lambda name: report.coverage[name], default="")
-    rest = f"; least: {least}, {report.coverage[least]:.1%} of its elements" if whole < len(shares) else ""
-    yield "coverage", f"{sum(share > 0 for share in shares)} of {len(shares)} tensors, {whole} wholly{rest}"
-    yield "response", f"unrelated clips differ by {report.response:.0%} of the largest logit (at least 10 %)"
+def _summary(report: Report) -> Table:
+    from rich.table import Table
+
+    grid = Table.grid("what", "found", padding=(0, 2))
+    for row in _lines(report):
+        grid.add_row(*row)
+    grid.add_row(
+        "verdict", "passed" if report.passed else "FAILED", style="bold green" if report.passed else "bold red"
+    )
+    return grid
+
+
+def _lines(report: Report) -> Iterator[tuple[str, str]]:
+    shares = report.coverage
+    whole = sum(share == 1 for share in shares.values())
+    least = min(shares, key=lambda name: shares[name], default="")
+    rest = f"; least {least}, {shares[least]:.1%}" if whole < len(shares) else ""
+    seen = sum(share > 0 for share in shares.values())
+    yield "coverage", f"{seen} of {len(shares)} tensors move the logits, {whole} with every element{rest}"
+    yield "response", f"unrelated clips differ by {report.response:.0%} of the largest logit"
     trip = report.round_trip
-    same = trip.tensors - len(trip.differing)
-    yield "round trip", f"{same} of {trip.tensors} source tensors come back bit for bit"
+    yield "round trip", f"{trip.tensors - len(trip.differing)} of {trip.tensors} source tensors come back bit for bit"
     for file, sha256 in report.weights_sha256.items():
-        yield "weights", f"{file} SHA-256 {sha256[:16]}..."
+        yield "weights", f"{file}, SHA-256 {sha256[:16]}..."
