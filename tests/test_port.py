@@ -99,6 +99,17 @@ def test_a_file_is_loaded_without_a_folder_whatever_dialect_it_speaks(tmp_path: 
     assert model.state_dict()["Logits.weight"].shape[0] == 3
 
 
+def test_bfloat16_is_loaded_as_bfloat16_from_any_dialect(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    arrays = stored(dialects.get("piergiaj"), NARROW, canonical(NARROW))
+    tensors = {key: torch.from_numpy(a).to(torch.bfloat16) for key, a in arrays.items()}
+    torch.save(tensors, tmp_path / "half.pt")
+    loaded = vidweights.state_dict(tmp_path / "half.pt", dialect="hassony2")
+    kernel = loaded["mixed_4e.branch_2.1.conv3d.weight"]
+    assert kernel.dtype == torch.bfloat16
+    assert torch.equal(kernel, tensors["Mixed_4e.b2b.conv3d.weight"])
+
+
 def test_a_state_dict_has_the_names_of_the_dialect_that_was_asked_for(source: Path) -> None:
     arrays = vidweights.state_dict(source, dialect="piergiaj", framework="numpy")
     expected = stored(dialects.get("piergiaj"), NARROW, canonical(NARROW))

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from vidweights import catalog, dialects, folder, formats, home, models, plan
 from vidweights.catalog import Release
@@ -134,15 +134,22 @@ def load(
     return model.eval()
 
 
+@overload
 def state_dict(
-    source: str | Path, *, dialect: str | None = None, framework: str = "torch"
+    source: str | Path, *, dialect: str | None = None, framework: Literal["torch"] = "torch"
+) -> dict[str, torch.Tensor]: ...
+@overload
+def state_dict(source: str | Path, *, dialect: str | None = None, framework: Literal["numpy"]) -> dict[str, Array]: ...
+def state_dict(
+    source: str | Path, *, dialect: str | None = None, framework: Literal["torch", "numpy"] = "torch"
 ) -> dict[str, torch.Tensor] | dict[str, Array]:
     """The tensors of a release, folder or file under the names of a dialect.
 
     Args:
         source: as for `load`.
         dialect: `piergiaj`, `hassony2`, `deepmind-rgb`, ...; the names of our own model if not given.
-        framework: `torch` for torch tensors, `numpy` for arrays (needs no framework).
+        framework: `torch` for torch tensors, `numpy` for arrays (needs no framework; bfloat16 comes as its 16-bit
+            patterns, in uint16).
 
     Raises:
         UsageError: no such name, dialect or framework.
@@ -151,7 +158,7 @@ def state_dict(
     if framework not in ("torch", "numpy"):
         raise UsageError(f"framework {framework!r}: expected 'torch' or 'numpy'")
     arrays = _arrays(_checkpoint_path(_path(source)), dialect)
-    return arrays if framework == "numpy" else _to_torch(arrays)
+    return _to_torch(arrays) if framework == "torch" else {key: array for key, (array, _) in arrays.items()}
 
 
 def _path(source: str | Path) -> Path:
@@ -201,22 +208,27 @@ def _load_file(file: Path, device: str) -> dict[str, torch.Tensor]:
     return load_file(file, device=device)
 
 
-def _arrays(file: Path, dialect: str | None) -> dict[str, Array]:
-    """Every tensor of a checkpoint under the names of a dialect."""
+def _arrays(file: Path, dialect: str | None) -> dict[str, tuple[Array, str]]:
+    """Every tensor of a checkpoint, and the name of its dtype, under the names of a dialect."""
     with formats.open_checkpoint(file) as checkpoint:
         found = dialects.recognise(checkpoint.tensors)
         target = dialects.get(dialect or f"vidweights-{found.dialect.family.name}")
         planned = plan.make(checkpoint.tensors, target, name=str(file))
-        return {step.target.key: array for step, array in stream(planned, checkpoint) if step.target}
+        return {step.target.key: (array, step.dtype) for step, array in stream(planned, checkpoint) if step.target}
 
 
-def _to_torch(arrays: Mapping[str, Array]) -> dict[str, torch.Tensor]:
+def _to_torch(arrays: Mapping[str, tuple[Array, str]]) -> dict[str, torch.Tensor]:
     try:
         import torch
     except ModuleNotFoundError as error:
         raise _no_torch() from error
-    # A memory map is read-only; a parameter must be writable.
-    return {key: torch.from_numpy(a if a.flags.writeable else a.copy()) for key, a in arrays.items()}
+
+    def convert(array: Array, dtype: str) -> torch.Tensor:
+        # A memory map is read-only; a parameter must be writable.
+        tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
+        return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor
+
+    return {key: convert(array, dtype) for key, (array, dtype) in arrays.items()}
 
 
 def _no_torch() -> UnavailableError:
