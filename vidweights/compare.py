@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +12,7 @@ from vidweights.errors import PlanError
 from vidweights.formats.base import Checkpoint
 from vidweights.layout import Array, Shape, relayout, reshape
 from vidweights.plan import FactDifference, fact_differences
+from vidweights.progress import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Comparison:
     tensors: tuple[TensorDifference, ...]
 
 
-def checkpoints(a: Checkpoint, b: Checkpoint) -> Comparison:
-    """Compare two checkpoints.
+def checkpoints(a: Checkpoint, b: Checkpoint, progress: Progress = silent) -> Comparison:
+    """Compare two checkpoints; `progress` is told of every tensor.
 
     Raises:
         PlanError: one is not a known network, or they are of different families.
@@ -56,8 +56,12 @@ def checkpoints(a: Checkpoint, b: Checkpoint) -> Comparison:
             "Only checkpoints of one family have tensors in common.",
         )
     names = dict.fromkeys([*left.rows, *right.rows])
-    facts = fact_differences(left.found.dialect, right.found.dialect)
-    return Comparison(left.found.dialect.name, right.found.dialect.name, facts, tuple(_compare(left, right, names)))
+    differences = []
+    for done, name in enumerate(names):
+        progress("comparing", done, len(names))
+        differences.append(_compare(left, right, name))
+    ours, theirs = left.found.dialect, right.found.dialect
+    return Comparison(ours.name, theirs.name, fact_differences(ours, theirs), tuple(differences))
 
 
 class _Side:
@@ -88,16 +92,14 @@ class _Side:
         return relayout(stored, row.place.layout, row.tensor.layout)
 
 
-def _compare(left: _Side, right: _Side, names: dict[str, None]) -> Iterator[TensorDifference]:
-    for name in names:
-        shape_a, shape_b = left.shape(name), right.shape(name)
-        if shape_a is None or shape_a != shape_b:
-            yield TensorDifference(name, shape_a, shape_b, equal=False)
-            continue
-        a, b = left.read(left.rows[name]), right.read(right.rows[name])
-        equal = a.dtype == b.dtype and a.tobytes() == b.tobytes()
-        max_abs, relative = (0.0, 0.0) if equal else _distance(a, b)
-        yield TensorDifference(name, shape_a, shape_b, equal, max_abs, relative)
+def _compare(left: _Side, right: _Side, name: str) -> TensorDifference:
+    shape_a, shape_b = left.shape(name), right.shape(name)
+    if shape_a is None or shape_a != shape_b:
+        return TensorDifference(name, shape_a, shape_b, equal=False)
+    a, b = left.read(left.rows[name]), right.read(right.rows[name])
+    equal = a.dtype == b.dtype and a.tobytes() == b.tobytes()
+    max_abs, relative = (0.0, 0.0) if equal else _distance(a, b)
+    return TensorDifference(name, shape_a, shape_b, equal, max_abs, relative)
 
 
 def _distance(a: Array, b: Array) -> tuple[float, float]:

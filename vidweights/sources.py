@@ -18,13 +18,11 @@ from vidweights.catalog import Copy, Release, SourceFile
 from vidweights.errors import FormatError, IntegrityError, UnavailableError
 from vidweights.files import git_blob_id_of, sha256_of, staged_folder
 from vidweights.home import source_folder
+from vidweights.progress import Progress, silent
 
 # Seconds to wait for a connection, and for each read after it: a firewall that drops packets must not hang a port.
 TIMEOUT = 4.0
 _CHUNK = 1 << 20
-
-# Called with (file name, bytes so far, bytes in all).
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class SourceUnavailableError(UnavailableError):
         )
 
 
-def locate(release: Release, weights: Path | None = None, progress: Progress | None = None) -> Source:
+def locate(release: Release, weights: Path | None = None, progress: Progress = silent) -> Source:
     """The first source that has a release.
 
     Args:
@@ -72,7 +70,7 @@ def locate(release: Release, weights: Path | None = None, progress: Progress | N
     raise SourceUnavailableError(release, attempts)
 
 
-def _places(release: Release, progress: Progress | None) -> list[tuple[str, Callable[[], Path]]]:
+def _places(release: Release, progress: Progress) -> list[tuple[str, Callable[[], Path]]]:
     folder = source_folder(release.name)
     places: list[tuple[str, Callable[[], Path]]] = [(f"cache {folder}", lambda: _cached(release, folder))]
     for copy in release.copies:
@@ -133,7 +131,7 @@ def _installed(copy: Copy) -> Path:
     return path
 
 
-def _download(release: Release, folder: Path, progress: Progress | None) -> Path:
+def _download(release: Release, folder: Path, progress: Progress) -> Path:
     """Fetch the published files, once; the folder appears when every file has its hash."""
     if os.environ.get("VIDWEIGHTS_OFFLINE"):
         raise UnavailableError("not tried: VIDWEIGHTS_OFFLINE is set")
@@ -144,7 +142,7 @@ def _download(release: Release, folder: Path, progress: Progress | None) -> Path
     return folder / release.files[0].name
 
 
-def _fetch(url: str, path: Path, file: SourceFile, progress: Progress | None) -> None:
+def _fetch(url: str, path: Path, file: SourceFile, progress: Progress) -> None:
     """One try: no retries, and never more bytes than were published."""
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT) as response, path.open("xb") as out:
@@ -154,8 +152,7 @@ def _fetch(url: str, path: Path, file: SourceFile, progress: Progress | None) ->
                 if done > file.size:
                     raise FormatError(f"{url} sends more than the {file.size} bytes that were published; not kept")
                 out.write(data)
-                if progress is not None:
-                    progress(file.name, done, file.size)
+                progress(f"downloading {file.name}", done, file.size)
     except urllib.error.HTTPError as error:
         raise UnavailableError(f"the server answered {error.code} {error.reason}") from error
     except urllib.error.URLError as error:

@@ -9,7 +9,7 @@ import click
 
 from vidweights import compare, formats
 from vidweights.compare import TensorDifference
-from vidweights_cli.output import json_option, print_json, table
+from vidweights_cli.output import json_option, print_json, progress_bar, table
 
 
 @click.command("diff")
@@ -22,8 +22,8 @@ def command(a: Path, b: Path, show_all: bool, as_json: bool) -> int:
 
     Leaves with 0 if all tensors are equal bit for bit, with 1 if not.
     """
-    with formats.open_checkpoint(a) as left, formats.open_checkpoint(b) as right:
-        comparison = compare.checkpoints(left, right)
+    with formats.open_checkpoint(a) as left, formats.open_checkpoint(b) as right, progress_bar() as progress:
+        comparison = compare.checkpoints(left, right, progress)
     differences = comparison.tensors
     unequal = [d for d in differences if not d.equal]
     if as_json:

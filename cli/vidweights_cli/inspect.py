@@ -12,7 +12,8 @@ from vidweights.dialects import Recognition
 from vidweights.errors import PlanError
 from vidweights.formats.base import Checkpoint
 from vidweights.identity import Match
-from vidweights_cli.output import Progress, json_option, megabytes, print_json, progress_bar, table
+from vidweights.progress import Progress
+from vidweights_cli.output import json_option, megabytes, print_json, progress_bar, table
 
 
 @click.command("inspect")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from vidweights.progress import Progress, silent
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,9 +24,6 @@ clip_option = click.option(
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Validate with this real clip too: an .npy file (1, T, H, W, C), float32 in [-1, 1].",
 )
-
-# Called with (what is being done, done so far, in all).
-Progress = Callable[[str, int, int], None]
 
 # A bar appears when a job has run this long, in seconds.
 _PATIENCE = 1.0
@@ -60,7 +59,7 @@ def megabytes(count: int) -> str:
 def progress_bar() -> Iterator[Progress]:
     """A callback (what, done, total) that draws a bar on a terminal once the job takes over a second."""
     if not sys.stderr.isatty():
-        yield lambda what, done, total: None
+        yield silent
         return
     started, bar = time.monotonic(), _Bar()
 

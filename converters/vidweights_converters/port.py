@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +33,7 @@ from vidweights.folder import (
 )
 from vidweights.formats.base import Checkpoint, Writer
 from vidweights.plan import Plan
+from vidweights.progress import Progress, silent
 from vidweights.run import stream
 from vidweights_converters import card
 
@@ -41,13 +42,6 @@ if TYPE_CHECKING:
 
 # The container that a framework's users expect.
 DEFAULT_FORMATS = {"torch": "safetensors", "tensorflow": "tf", "flax": "flax", "keras": "h5"}
-
-# Called with (what is being done, done so far, in all); in bytes, or in steps of a validation.
-Progress = Callable[[str, int, int], None]
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    pass
 
 
 @dataclass(frozen=True)
@@ -150,7 +144,7 @@ def requests(
 
 
 @contextmanager
-def opened(request: Request, progress: Progress = _silent) -> Iterator[tuple[sources.Source, Checkpoint, Plan]]:
+def opened(request: Request, progress: Progress = silent) -> Iterator[tuple[sources.Source, Checkpoint, Plan]]:
     """The located, opened and planned source of a request; nothing is written.
 
     Raises:
@@ -160,7 +154,7 @@ def opened(request: Request, progress: Progress = _silent) -> Iterator[tuple[sou
         IntegrityError: it is such a network, but not this release.
     """
     if request.release is not None:
-        source = sources.locate(request.release, request.weights, lambda *at: progress(f"downloading {at[0]}", *at[1:]))
+        source = sources.locate(request.release, request.weights, progress)
     else:
         assert request.weights is not None
         source = sources.Source(request.weights, f"--weights {request.weights}")
@@ -185,7 +179,7 @@ def _check_identity(checkpoint: Checkpoint, found: Recognition, release: Release
         )
 
 
-def port(request: Request, progress: Progress = _silent) -> Outcome:
+def port(request: Request, progress: Progress = silent) -> Outcome:
     """Carry out one request.
 
     The folder appears whole, or not at all: it is staged beside its place and renamed when everything in it,
@@ -240,7 +234,7 @@ def _write(request: Request, checkpoint: Checkpoint, planned: Plan, stage: Path,
 
 
 def write_weights(
-    planned: Plan, checkpoint: Checkpoint, writer_type: type[Writer], folder: Path, progress: Progress = _silent
+    planned: Plan, checkpoint: Checkpoint, writer_type: type[Writer], folder: Path, progress: Progress = silent
 ) -> tuple[str, dict[str, str]]:
     """Stream the target's tensors into a file of `folder`.
 
@@ -311,7 +305,7 @@ class _Proof:
 
 
 def validate_folder(
-    folder: Path, weights: Path | None = None, clip: Path | None = None, progress: Progress = _silent
+    folder: Path, weights: Path | None = None, clip: Path | None = None, progress: Progress = silent
 ) -> Report:
     """Validate a finished folder again, and renew its report and its card, whatever the outcome.
 
@@ -356,7 +350,7 @@ def _record(folder: Path, config: FolderConfig, report: Report) -> None:
     shutil.rmtree(folder / ".renewed")
 
 
-def port_all(wanted: Sequence[Request], progress: Progress = _silent) -> tuple[Outcome, ...]:
+def port_all(wanted: Sequence[Request], progress: Progress = silent) -> tuple[Outcome, ...]:
     """Carry out several requests; one that fails does not keep the others from being ported."""
     outcomes = []
     for request in wanted:
@@ -367,7 +361,7 @@ def port_all(wanted: Sequence[Request], progress: Progress = _silent) -> tuple[O
     return tuple(outcomes)
 
 
-def plan_all(wanted: Sequence[Request], progress: Progress = _silent) -> tuple[Outcome, ...]:
+def plan_all(wanted: Sequence[Request], progress: Progress = silent) -> tuple[Outcome, ...]:
     """The plans of several requests; nothing is written."""
     outcomes = []
     for request in wanted:
