@@ -237,11 +237,12 @@ def _no_torch() -> UnavailableError:
 
 def _warn_unless_validated(path: Path, config: FolderConfig | None) -> None:
     state = "unvalidated" if config is None else folder.validation_state(path, config)
-    if state != "passed":
-        what = "failed their validation" if state == "failed" else "were not validated"
-        warnings.warn(
-            f"the weights in {path} {what}: nobody has shown that they compute what the release computes. "
-            f"Run: vidweights port RELEASE, or vidweights validate {path}",
-            UnvalidatedWarning,
-            stacklevel=4,
-        )
+    if state == "passed":
+        return
+    what = "failed their validation" if state == "failed" else "were not validated"
+    command = f"vidweights inspect {path}" if config is None else f"vidweights validate {path}"
+    warnings.warn(
+        f"the weights in {path} {what}: nobody has shown that they compute what a release computes. Run: {command}",
+        UnvalidatedWarning,
+        stacklevel=4,
+    )

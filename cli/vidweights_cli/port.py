@@ -59,7 +59,7 @@ def command(
     \b
       vidweights port i3d-tf
       vidweights port i3d-tf --checkpoint rgb_scratch --to piergiaj --format torch --out .
-      vidweights port i3d --weights my_finetuned.pt --to deepmind-rgb --no-validate
+      vidweights port i3d --weights my_finetuned.pt --to piergiaj --no-validate
     """
     wanted = porting.requests(
         release,
