@@ -1,4 +1,4 @@
-"""A narrow I3D that sees its input, and a reference that knows nothing of ours: torch's functions over DeepMind's names.
+"""A narrow I3D that sees its input, and a reference written apart: torch's functions over DeepMind's names.
 
 Networks with random running statistics can be blind to their input, so these were calibrated by training passes.
 """
@@ -22,26 +22,27 @@ from vidweights.models.i3d import I3D
 NARROW = I3DConfig(num_classes=10, depth_multiplier=1 / 16)
 
 
-def calibrated(config: I3DConfig = NARROW, seed: int = 0) -> I3D:
-    """A network with random weights and the batch-norm statistics that noise has in it."""
-    torch.manual_seed(seed)
-    model = I3D(config)
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm3d)]
-    for norm in norms:
-        nn.init.normal_(norm.bias, std=0.5)
-        norm.momentum = None  # the plain mean over the passes
-    assert model.Logits is not None
+@cache
+def calibrated_arrays(config: I3DConfig = NARROW) -> Mapping[str, Array]:
+    """The canonical tensors of a network with random weights, and the batch-norm statistics that noise has in it."""
+    torch.manual_seed(0)
+    model: Any = I3D(config)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm3d):
+            nn.init.normal_(module.bias, std=0.5)
+            module.momentum = None  # the plain mean over the passes
     nn.init.normal_(model.Logits.bias)
     with torch.no_grad():
         for t, h, w in ((9, 200, 224), (16, 224, 199)):
-            model.train()(torch.from_numpy(clips.noise_clip(t, h, w, config.in_channels, seed + t)))
+            model.train()(torch.from_numpy(clips.noise_clip(t, h, w, config.in_channels, seed=t)))
+    return {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+
+
+def calibrated(config: I3DConfig = NARROW) -> Any:
+    """A network of one's own with those tensors, in evaluation mode."""
+    model = I3D(config)
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in calibrated_arrays(config).items()})
     return model.eval()
-
-
-@cache
-def calibrated_arrays(config: I3DConfig = NARROW) -> Mapping[str, Array]:
-    """The canonical tensors of a calibrated network."""
-    return {name: tensor.numpy() for name, tensor in calibrated(config).state_dict().items()}
 
 
 _POOLS = {"2a_3x3": ((1, 3, 3), (1, 2, 2)), "3a_3x3": ((1, 3, 3), (1, 2, 2)), "4a_3x3": ((3, 3, 3), (2, 2, 2))}

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from networks import NARROW, canonical, stored, write
 
+import vidweights
 from vidweights import catalog, dialects
+from vidweights.errors import UnavailableError
 from vidweights.families.i3d import I3DConfig
 from vidweights_cli.main import main
 
@@ -172,6 +174,16 @@ def test_without_the_libraries_that_prove_a_port_it_ends_before_writing(
         f"vidweights[{extra}]" in message for extra in (["torch"] if absent == "torch" else ["tensorflow", "jax"])
     )
     assert not (tmp_path / "o").exists()
+
+
+def test_a_network_without_a_head_is_not_validated_but_ported(tmp_path: Path, cli: Run) -> None:
+    headless = I3DConfig(num_classes=0, depth_multiplier=1 / 32)
+    file = checkpoint(tmp_path / "a", "deepmind-rgb", "tf", config=headless)
+    outcome = json.loads(cli("port", "i3d", "--weights", file, "--out", tmp_path / "o", "--no-validate", "--json")[1])
+    assert outcome[0]["done"]
+    with pytest.raises(UnavailableError, match="no head"):
+        vidweights.port("i3d", weights=file, out=tmp_path / "validated")
+    assert not (tmp_path / "validated").exists()
 
 
 def test_a_collection_of_which_nothing_can_be_had_fails_with_the_reasons(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,15 @@ from vidweights_converters.references.base import Absent, Selection  # noqa: E40
 DEEPMIND = dialects.get("deepmind-rgb")
 CLIPS = examine.default_clips(3)
 TOLERANCE = 1e-5
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """These networks are too small for threads, which cost much where other work runs beside the tests."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def source_arrays() -> dict[str, Array]:
@@ -68,9 +78,16 @@ def rewrite(made: Path, name: str, change: Callable[[Array], Array]) -> None:
 
 
 @pytest.fixture(scope="module")
-def passed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> report.Report:
+def sound(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, report.Report]:
+    """A port that is right, and its report."""
     out = tmp_path_factory.mktemp("passed")
-    return check(next(iter(vidweights.port("i3d", weights=source, out=out, validate=False).values())), source)
+    made = next(iter(vidweights.port("i3d", weights=source, out=out, validate=False).values()))
+    return made, check(made, source)
+
+
+@pytest.fixture(scope="module")
+def passed(sound: tuple[Path, report.Report]) -> report.Report:
+    return sound[1]
 
 
 @pytest.fixture(scope="module")
@@ -86,14 +103,14 @@ def test_a_sound_port_passes_in_every_clip(passed: report.Report) -> None:
     assert passed.passed
     (reference,) = passed.references
     assert [clip.name for clip in reference.clips] == [clip.name for clip in CLIPS]
-    assert all(0 < clip.max_relative <= reference.tolerance == TOLERANCE for clip in reference.clips)
+    assert all(0 < clip.max_relative <= reference.tolerance for clip in reference.clips), reference
     assert all(clip.top5 == 5 and clip.cosine > 1 - 1e-9 for clip in reference.clips)
-    assert 0 < reference.gap < TOLERANCE / 4
+    assert reference.tolerance == max(1e-5, 4 * reference.gap) < 1e-4
     assert passed.response > 0.1
 
 
-def test_the_report_speaks_of_the_very_files(made: Path, source: Path) -> None:
-    done = check(made, source)
+def test_the_report_speaks_of_the_very_files(sound: tuple[Path, report.Report]) -> None:
+    made, done = sound
     config = folder.read_config(made)
     assert done.weights_sha256 == dict(config.files)
     assert done.source_sha256 == dict(config.source.files)
@@ -149,15 +166,18 @@ def test_a_report_fits_the_terminal_and_ends_with_the_verdict(passed: report.Rep
 
 @pytest.mark.parametrize(("share", "passes"), [(0.5, True), (3.0, False)])
 def test_the_criterion_is_the_tolerance_times_the_largest_logit(share: float, passes: bool) -> None:
-    """The largest logit is raised; a bias of so many tolerances is added to the smallest."""
+    """One logit is moved by a share of what the largest logit and the reference's own gap allow."""
     reference = StandIn(source_arrays())
     model = calibrated()
-    logits = reference.endpoints(CLIPS[0].array, "float64")["Logits"]
+    exact, rough = (reference.endpoints(CLIPS[0].array, p)["Logits"] for p in ("float64", "float32"))
+    largest = float(np.abs(rough).max())
+    tolerance = max(1e-5, 4 * float(np.abs(exact - rough).max() / np.abs(exact).max()))
     with torch.no_grad():
-        model.Logits.bias[int(np.abs(logits).argmin())] += share * TOLERANCE * float(np.abs(logits).max())
+        model.Logits.bias[int(np.abs(rough).argmin())] += share * tolerance * largest
     found = examine.examine(model, [reference], CLIPS[:2]).references[0]
-    assert found.clips[0].max_relative == pytest.approx(share * TOLERANCE, rel=0.4)
-    assert found.passed is passes
+    assert found.tolerance == pytest.approx(tolerance, rel=1e-3)
+    assert found.clips[0].max_relative == pytest.approx(share * tolerance, rel=0.2)
+    assert (found.clips[0].max_relative <= found.tolerance) is passes
 
 
 def test_the_tolerance_follows_the_gap_of_the_reference_and_is_never_unlimited() -> None:
@@ -166,13 +186,14 @@ def test_the_tolerance_follows_the_gap_of_the_reference_and_is_never_unlimited()
     assert examine.tolerance_of(float("inf")) == 1e-5
 
 
-def test_a_reference_that_is_not_a_number_proves_nothing(made: Path, source: Path) -> None:
-    class Broken(StandIn):
-        def endpoints(self, clip: Any, precision: str) -> dict[str, Array]:
-            return {name: value * np.nan for name, value in super().endpoints(clip, precision).items()}
-
-    with pytest.raises(ValidationError, match="logits differ"):
-        check(made, source, Broken(source_arrays()))
+def test_logits_that_are_not_numbers_match_nothing() -> None:
+    numbers, nothing = np.ones((1, 10)), np.full((1, 10), np.nan)
+    for ours, theirs in ((numbers, nothing), (nothing, numbers), (nothing, nothing)):
+        clip = examine.measure(CLIPS[0], ours, theirs)
+        result = report.ReferenceResult("reference", "1", 0.0, examine.tolerance_of(float("inf")), (clip,))
+        assert not result.passed
+        assert any("logits differ" in told for told in validate.failures(examine.Findings((result,), 1.0, {}, ())))
+        json.dumps(clip.max_abs, allow_nan=False)
 
 
 def test_relative_difference() -> None:
@@ -190,18 +211,17 @@ def test_the_clips_differ_in_every_axis_and_have_odd_and_even_lengths() -> None:
     assert any(np.abs(np.diff(clip.array, axis=2)).max() > 0.01 for clip in CLIPS)
 
 
-def test_a_blind_network_fails_and_says_so(tmp_path: Path) -> None:
-    """Batch norms of huge variance pass nothing of the clip on."""
-    arrays = {
-        name: value * np.float32(1e12 if name == "Mixed_5c.Branch_0.Conv3d_0a_1x1.bn.running_var" else 1)
-        for name, value in calibrated_arrays().items()
-    }
-    blind = {name: v * np.float32(1e12) if name.endswith("running_var") else v for name, v in arrays.items()}
-    file = write_file(tmp_path / "source", "tf", stored(DEEPMIND, NARROW, blind))
-    made = next(iter(vidweights.port("i3d", weights=file, out=tmp_path / "out", validate=False).values()))
-    with pytest.raises(ValidationError, match="the network is blind") as raised:
-        check(made, file, StandIn(stored(DEEPMIND, NARROW, blind)))
-    assert raised.value.report.references[0].passed  # it matches, and that says nothing
+def test_a_blind_network_fails_and_says_so() -> None:
+    """A head of nearly nothing but its bias passes nothing of the clip on."""
+    arrays = {**calibrated_arrays(), "Logits.weight": calibrated_arrays()["Logits.weight"] * np.float32(1e-4)}
+    model = calibrated()
+    model.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in arrays.items()})
+    findings = examine.examine(model, [StandIn(stored(DEEPMIND, NARROW, arrays))], (CLIPS[0], CLIPS[2]))
+    assert findings.references[0].passed  # it matches, and that says nothing
+    assert findings.response < 0.1
+    told = list(validate.failures(findings))
+    assert told[0].startswith("the network is blind")
+    assert any(line.startswith("the check does not see a deliberate fault") for line in told[1:])
 
 
 # --- coverage -------------------------------------------------------------------------------------------------------
@@ -215,13 +235,10 @@ def test_a_tensor_behind_a_dead_relu_is_not_covered_and_the_check_fails() -> Non
     shares = coverage(model, [torch.from_numpy(clip.array) for clip in CLIPS[:2]])
     uncovered = {name for name, share in shares.items() if share == 0}
     ahead = "Mixed_4d.Branch_2.Conv3d_0a_1x1"
-    assert {name.rpartition(".conv")[0].rpartition(".bn")[0] or name.rpartition(".conv")[0] for name in uncovered} == {
-        dead,
-        ahead,
-    }
+    assert {re.sub(r"\.(conv|bn)\..*", "", name) for name in uncovered} == {dead, ahead}
     findings = examine.Findings((), 1.0, shares, ())
     (failure,) = validate.failures(findings)
-    assert dead in failure
+    assert ahead in failure
     assert "10 of the tensors" in failure
 
 
@@ -256,17 +273,18 @@ def test_coverage_leaves_the_network_as_it_was() -> None:
 def test_the_layers_written_out_compute_what_the_network_computes() -> None:
     model = calibrated().double()
     with torch.no_grad():
-        for clip in CLIPS:
-            x = torch.from_numpy(clip.array).double()
+        for size in ((5, 33, 46), (8, 40, 31)):
+            x = torch.rand(1, 3, *size, dtype=torch.float64) * 2 - 1
             with replaced(model, layers_of(model)):
-                written = model(x)
-            assert relative_difference(written, model(x)) < 1e-12
+                written = model.features(x)
+            assert relative_difference(written, model.features(x)) < 1e-12
 
 
 def _layer() -> Convolution:
     torch.manual_seed(0)
-    vectors = [torch.rand(4) + 0.5 for _ in range(4)]
-    return Convolution(torch.randn(4, 2, 3, 5, 7), None, Norm(*vectors, epsilon=1e-3), (1, 1, 1), relu=True)
+    scale, shift, mean, variance = torch.rand(4, 4) + 0.5
+    norm = Norm(scale, shift, mean, variance, epsilon=1e-3)
+    return Convolution(torch.randn(4, 2, 3, 5, 7), None, norm, (2, 2, 2), relu=True)
 
 
 @pytest.mark.parametrize("fault", [f for f in faults.CAUSES if f is not faults.NO_BIAS], ids=lambda fault: fault.name)
@@ -276,7 +294,7 @@ def test_undoing_a_fault_gives_the_layer_back(fault: faults.Fault) -> None:
     assert wrong is not None
     right = fault.undo(wrong)
     assert right is not None
-    x = torch.randn(1, 2, 5, 8, 9) - 3
+    x = torch.randn(1, 2, 6, 8, 10) - 1
     assert wrong(x).shape != layer(x).shape or not torch.allclose(wrong(x), layer(x), rtol=1e-4)
     assert torch.allclose(right(x), layer(x), rtol=1e-6)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -14,6 +14,7 @@ from torch import nn
 
 from vidweights.clips import moving_clip, noise_clip
 from vidweights.layout import Array
+from vidweights.progress import Progress, silent
 from vidweights_converters.coverage import coverage
 from vidweights_converters.difference import finite, relative_difference
 from vidweights_converters.faults import DELIBERATE, Fault, inject
@@ -25,13 +26,6 @@ LEAST_TOLERANCE = 1e-5
 GAPS = 4  # a tolerance is at least this many float32-to-float64 gaps of the reference
 LEAST_RESPONSE = 0.1
 LEAST_RATIO = 10
-
-# Called with (what is being done, steps done, steps in all).
-Progress = Callable[[str, int, int], None]
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """Tell nobody."""
 
 
 @dataclass(frozen=True)

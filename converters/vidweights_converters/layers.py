@@ -125,10 +125,12 @@ def _triple(values: Sequence[int]) -> Triple:
 def replaced(model: nn.Module, functions: Mapping[str, Callable[[Tensor], Tensor]]) -> Iterator[nn.Module]:
     """The network, with other functions in the place of some of its modules while the block runs."""
     modules = [model.get_submodule(name) for name in functions]
+    before = [dict(vars(module)) for module in modules]
     for module, function in zip(modules, functions.values()):
-        module.__dict__["forward"] = function
+        vars(module)["forward"] = function
     try:
         yield model
     finally:
-        for module in modules:
-            del module.__dict__["forward"]
+        for module, attributes in zip(modules, before):
+            del vars(module)["forward"]
+            vars(module).update(attributes)

@@ -191,7 +191,7 @@ def port(request: Request, progress: Progress = silent) -> Outcome:
     if not request.overwrite:
         refuse_existing(request.folder)
     with opened(request, progress) as (source, checkpoint, planned):
-        proof = _Proof(request, checkpoint) if request.validate else None
+        proof = _Proof(request, checkpoint, planned) if request.validate else None
         with staged_folder(request.folder, overwrite=request.overwrite) as stage:
             config = _write(request, checkpoint, planned, stage, progress)
             report = proof.run(stage, config, planned, progress) if proof else None
@@ -265,9 +265,14 @@ class _Proof:
         UnavailableError: torch is not installed, or no reference is.
     """
 
-    def __init__(self, request: Request, checkpoint: Checkpoint) -> None:
+    def __init__(self, request: Request, checkpoint: Checkpoint, planned: Plan) -> None:
         from vidweights_converters import references
 
+        if planned.config.num_classes == 0:
+            raise UnavailableError(
+                "validation compares logits, and this network has no head, so nothing was written. "
+                "Port with --no-validate; the folder then counts as unvalidated."
+            )
         if find_spec("torch") is None:
             raise UnavailableError(
                 "validation runs the written network in torch, which is not installed, so nothing was written. "
@@ -331,7 +336,7 @@ def validate_folder(
     request = Request(config.name, release, weights, config.speaks, config.format, folder.parent, clip=clip)
     with opened(request, progress) as (_, checkpoint, planned):
         try:
-            report = _Proof(request, checkpoint).run(folder, config, planned, progress)
+            report = _Proof(request, checkpoint, planned).run(folder, config, planned, progress)
         except ValidationError as error:
             _record(folder, config, error.report)
             raise

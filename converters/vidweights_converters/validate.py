@@ -20,6 +20,7 @@ from vidweights.folder import FolderConfig
 from vidweights.formats.base import Checkpoint
 from vidweights.layout import Array
 from vidweights.plan import Plan
+from vidweights.progress import Progress, silent
 from vidweights.run import stream
 from vidweights_converters.examine import (
     GAPS,
@@ -28,10 +29,8 @@ from vidweights_converters.examine import (
     LEAST_TOLERANCE,
     Findings,
     NamedClip,
-    Progress,
     default_clips,
     examine,
-    silent,
 )
 from vidweights_converters.references.base import Clip, Selection
 from vidweights_converters.report import ReferenceResult, Report, RoundTrip

@@ -138,7 +138,8 @@ class _Graph:
 
     def mean_2x7x7(self, net: Any) -> Any:
         """The average pool that TensorFlow lacks in float64, for a map of 7x7."""
-        net = self.tf.reduce_mean(net[:, :, :7, :7], axis=[2, 3], keepdims=True)
+        net = self.tf.ensure_shape(net, [None, None, 7, 7, None])
+        net = self.tf.reduce_mean(net, axis=[2, 3], keepdims=True)
         return (net[:, :-1] + net[:, 1:]) / 2
 
 
