@@ -192,7 +192,7 @@ def _read(path: Path, device: str, *, warn: bool) -> tuple[str, Any, dict[str, t
     if warn:
         _warn_unless_validated(path, config)
     file = _checkpoint_path(path)
-    if config is not None and config.format == "safetensors" and config.dialect == f"vidweights-{config.family}":
+    if config is not None and config.format == "safetensors" and config.speaks is dialects.native(config.family):
         return config.family, config.config, _load_file(file, device)
     with formats.open_checkpoint(file) as checkpoint:
         found = dialects.recognise(checkpoint.tensors)
@@ -212,7 +212,7 @@ def _arrays(file: Path, dialect: str | None) -> dict[str, tuple[Array, str]]:
     """Every tensor of a checkpoint, and the name of its dtype, under the names of a dialect."""
     with formats.open_checkpoint(file) as checkpoint:
         found = dialects.recognise(checkpoint.tensors)
-        target = dialects.get(dialect or f"vidweights-{found.dialect.family.name}")
+        target = dialects.get(dialect) if dialect else dialects.native(found.dialect.family.name)
         planned = plan.make(checkpoint.tensors, target, name=str(file))
         return {step.target.key: (array, step.dtype) for step, array in stream(planned, checkpoint) if step.target}
 

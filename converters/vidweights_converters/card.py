@@ -8,6 +8,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from vidweights import dialects
 from vidweights.folder import CARD, FolderConfig, read_validation, shown_input
 from vidweights_converters.report import Report
 
@@ -31,7 +32,9 @@ def render(config: FolderConfig, validation: Mapping[str, Any] | None) -> str:
     return _metadata(config, licence) + body.substitute(
         title=release.get("title", config.name),
         name=config.name,
-        load=config.name if config.release else "path/to/this/folder",
+        load=config.name
+        if config.release and config.speaks is dialects.native(config.family)
+        else "path/to/this/folder",
         status=_STATUS[None if validation is None else bool(validation.get("passed"))],
         family=config.family,
         config=_pairs(config.config.to_json()),

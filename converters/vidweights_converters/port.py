@@ -124,7 +124,7 @@ def requests(
         raise UsageError(
             f"--weights {weights} is one file and {name} has several checkpoints; add --checkpoint ({names})."
         )
-    target = dialects.get(to or f"vidweights-{chosen[0].family if chosen[0] else name}")
+    target = dialects.get(to) if to else dialects.native(chosen[0].family if chosen[0] else name)
     container = format or DEFAULT_FORMATS[target.framework]
     formats.writer(container)  # an unknown format is told before anything is looked for
     return tuple(

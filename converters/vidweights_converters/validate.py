@@ -106,7 +106,7 @@ def compare_back(written: Checkpoint, source: Checkpoint, planned: Plan) -> Roun
 
 def load(written: Checkpoint, config: FolderConfig) -> nn.Module:
     """The network with exactly the tensors of a file, in float32 and evaluation mode."""
-    native = dialects.get(f"vidweights-{config.family}")
+    native = dialects.native(config.family)
     planned = plan.make(written.tensors, native, config=config.config, name=str(written.path))
     tensors = {
         step.target.key: torch.from_numpy(_float32(array, step.dtype))

@@ -30,6 +30,11 @@ def get(name: str) -> Dialect:
     return DIALECTS[name]
 
 
+def native(family: str) -> Dialect:
+    """The naming of our own torch model of a family."""
+    return get(f"vidweights-{family}")
+
+
 @dataclass(frozen=True)
 class Recognition:
     """What a checkpoint turned out to be: its dialect, its configuration and the prefix of its keys."""
@@ -94,4 +99,4 @@ def _canonical_shape(dialect: Dialect, tensor: Tensor, prefix: str, infos: Mappi
         return None
 
 
-__all__ = ["DIALECTS", "Constant", "Dialect", "Recognition", "Row", "Stored", "get", "recognise"]
+__all__ = ["DIALECTS", "Constant", "Dialect", "Recognition", "Row", "Stored", "get", "native", "recognise"]
