@@ -34,7 +34,7 @@ def port(
         {name: finished folder}.
 
     Raises:
-        VidweightsError: nothing could be ported; the first failure.
+        VidweightsError: a port failed for another reason than that its bytes cannot be had, or none could be had.
     """
     from vidweights_converters import port as porting
 
@@ -49,10 +49,9 @@ def port(
         overwrite=overwrite,
     )
     outcomes = porting.port_all(wanted)
-    done = {outcome.request.name: outcome.request.folder for outcome in outcomes if outcome.error is None}
-    if not done:
-        raise next(outcome.error for outcome in outcomes if outcome.error is not None)
-    return done
+    if (error := porting.failure(outcomes)) is not None:
+        raise error
+    return {outcome.request.name: outcome.request.folder for outcome in outcomes if outcome.error is None}
 
 
 def validate(folder: str | Path) -> Mapping[str, Any]:

@@ -6,7 +6,6 @@ import hashlib
 import mmap
 import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -125,11 +124,27 @@ def staged_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
         # Inside the block that cleans up: an interrupt can come as soon as the folder is there.
         _make(stage)
         yield stage
-        _replace(stage, target)
+        _replace(stage, target, overwrite=overwrite)
     except OSError as error:
         raise OutputError(f"cannot write {target}: {error.strerror or error}. Nothing was left behind.") from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file in one step: it has the old content or the new, whatever happens.
+
+    Raises:
+        OutputError: the disk refuses.
+    """
+    stage = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+    try:
+        stage.write_text(text, encoding="utf-8")
+        stage.replace(path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}. It is as it was.") from error
+    finally:
+        stage.unlink(missing_ok=True)
 
 
 def _make(stage: Path) -> None:
@@ -139,17 +154,19 @@ def _make(stage: Path) -> None:
         raise OutputError(f"cannot write in {stage.parent}: {error.strerror}. Choose another --out.") from error
 
 
-def _replace(stage: Path, target: Path) -> None:
+def _replace(stage: Path, target: Path, *, overwrite: bool) -> None:
     """Rename `stage` to `target`; what stood there is removed only after the new folder is in place."""
+    if not overwrite:
+        refuse_existing(target)  # it may have appeared in the meantime
     if not target.exists():
         stage.rename(target)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
-    target.rename(old / target.name)
+    old = target.parent / f".{target.name}-old-{secrets.token_hex(4)}"
     try:
+        target.rename(old)
         stage.rename(target)
-    except OSError:
-        (old / target.name).rename(target)
+    except BaseException:
+        if old.exists() and not target.exists():
+            old.rename(target)
         raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)

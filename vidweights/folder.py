@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vidweights import dialects
+from vidweights import dialects, home
 from vidweights.catalog import Release
 from vidweights.dialects.base import Dialect
-from vidweights.errors import FormatError
+from vidweights.errors import FormatError, VidweightsError
 from vidweights.families import FAMILIES
 
 CONFIG = "config.json"
@@ -91,9 +91,14 @@ def shown_input(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name != "flow_clamp" or fields["channels"] == "flow"}
 
 
+def json_text(value: Any) -> str:
+    """JSON with a fixed layout, so that equal values are equal bytes."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON with a fixed layout, so that equal values are equal bytes."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write `json_text` into a new file."""
+    path.write_text(json_text(value), encoding="utf-8")
 
 
 def read_config(folder: Path) -> FolderConfig:
@@ -109,11 +114,29 @@ def read_config(folder: Path) -> FolderConfig:
         config = FAMILIES[data["family"]].configure(**data.pop("config"))
         source = SourceRecord(**data.pop("source"))
         read = FolderConfig(config=config, source=source, **data)
-    except (KeyError, TypeError) as error:
+        names = [str(name) for name in (read.main, *read.files, *dict(read.files).values())]
+        sound = read.speaks.family is FAMILIES[read.family] and isinstance(read.main, str) and read.main in read.files
+    except (KeyError, TypeError, ValueError, AttributeError, VidweightsError) as error:
         raise FormatError(f"{folder / CONFIG} lacks or misnames {error}. Make the folder again.") from error
-    if Path(read.main).name != read.main or any(Path(name).name != name for name in read.files):
-        raise FormatError(f"{folder / CONFIG} names a file outside its folder. It is not from a source to trust.")
+    if not sound or any(Path(name).name != name for name in names):
+        raise FormatError(
+            f"{folder / CONFIG} does not list its weights with their SHA-256, or names a file outside its folder. "
+            "It is not from a source to trust."
+        )
     return read
+
+
+def verify_files(folder: Path, config: FolderConfig) -> None:
+    """Check that the weights are there, and that they are the ones that `config.json` describes.
+
+    Raises:
+        FormatError: a file is missing.
+        IntegrityError: a file has another SHA-256.
+    """
+    for name, sha256 in config.files.items():
+        if not (folder / name).is_file():
+            raise FormatError(f"{folder / name} is missing, which {CONFIG} lists. Make or fetch the folder again.")
+        home.verify(folder / name, sha256)
 
 
 def read_validation(folder: Path, config: FolderConfig) -> Mapping[str, Any] | None:

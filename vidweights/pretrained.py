@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from vidweights import catalog, dialects, folder, formats, home, models, plan
 from vidweights.catalog import Release
-from vidweights.errors import FormatError, UnavailableError, UsageError
+from vidweights.errors import FormatError, PlanError, UnavailableError, UsageError
+from vidweights.families import FAMILIES
 from vidweights.folder import FolderConfig
 from vidweights.layout import Array
 from vidweights.run import stream
@@ -57,10 +58,13 @@ class Weights:
 
     @property
     def state(self) -> str:
-        """`passed`, `failed` or `unvalidated` for what is on this machine; `absent` if nothing is."""
+        """`passed`, `failed` or `unvalidated` for what is on this machine; `damaged`, or `absent` if nothing is."""
         if self.folder is None:
             return "absent"
-        return folder.validation_state(self.folder, folder.read_config(self.folder))
+        try:
+            return folder.validation_state(self.folder, folder.read_config(self.folder))
+        except FormatError:
+            return "damaged"
 
 
 def weights(name: str) -> Weights:
@@ -121,13 +125,14 @@ def load(
         IntegrityError: the weights are not those that the folder's `config.json` describes.
         PlanError: the tensors are not those of a known network.
     """
-    family, config, tensors = _read(_path(source), str(device), warn=True)
+    family, config, tensors = _read(_path(source), str(device))
     import torch
 
     with torch.device("meta"):
         model = models.build(family, config, **options)
     if dtype is not None:
         tensors = {key: t.to(dtype) if t.is_floating_point() else t for key, t in tensors.items()}
+    _check_shapes(family, config, tensors)
     model.load_state_dict(tensors, strict=True, assign=True)
     if num_classes is not None:
         model.reset_head(num_classes)  # type: ignore[operator]
@@ -179,18 +184,14 @@ def _checkpoint_path(path: Path) -> Path:
     if not (path / folder.CONFIG).is_file():
         return path
     config = folder.read_config(path)
-    for name, sha256 in config.files.items():
-        if not (path / name).is_file():
-            raise FormatError(f"{path / name} is missing, which {folder.CONFIG} lists. Make or fetch the folder again.")
-        home.verify(path / name, sha256)
+    folder.verify_files(path, config)
     return path / config.main
 
 
-def _read(path: Path, device: str, *, warn: bool) -> tuple[str, Any, dict[str, torch.Tensor]]:
+def _read(path: Path, device: str) -> tuple[str, Any, dict[str, torch.Tensor]]:
     """Family, configuration and state dict of a folder or file, for our own model."""
     config = folder.read_config(path) if (path / folder.CONFIG).is_file() else None
-    if warn:
-        _warn_unless_validated(path, config)
+    _warn_unless_validated(path, config)
     file = _checkpoint_path(path)
     if config is not None and config.format == "safetensors" and config.speaks is dialects.native(config.family):
         return config.family, config.config, _load_file(file, device)
@@ -198,6 +199,19 @@ def _read(path: Path, device: str, *, warn: bool) -> tuple[str, Any, dict[str, t
         found = dialects.recognise(checkpoint.tensors)
     arrays = _arrays(file, None)
     return found.dialect.family.name, found.config, {k: t.to(device) for k, t in _to_torch(arrays).items()}
+
+
+def _check_shapes(family: str, config: Any, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Compare what a folder holds with the network that its `config.json` describes."""
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    expected = {tensor.name: tensor.shape for tensor in FAMILIES[family].tensors(config)}
+    differing = [
+        f"{name}: found {found.get(name, 'nothing')}, expected {expected.get(name, 'nothing')}"
+        for name in {**expected, **found}
+        if found.get(name) != expected.get(name)
+    ]
+    if differing:
+        raise PlanError(f"the weights are not those of {config}", {"differing": differing}, "Make the folder again.")
 
 
 def _load_file(file: Path, device: str) -> dict[str, torch.Tensor]:

@@ -84,16 +84,8 @@ def command(
         _show_plans(outcomes)
     else:
         _show(outcomes)
-    return _exit_code(outcomes)
-
-
-def _exit_code(outcomes: tuple[Outcome, ...]) -> int:
-    """0 if something was done and nothing failed but for want of its bytes."""
-    errors = [outcome.error for outcome in outcomes if outcome.error is not None]
-    grave = [error.exit_code for error in errors if not isinstance(error, UnavailableError)]
-    if grave:
-        return grave[0]
-    return UnavailableError.exit_code if len(errors) == len(outcomes) else 0
+    failure = porting.failure(outcomes)
+    return failure.exit_code if failure else 0
 
 
 def _fields(outcome: Outcome, dry_run: bool) -> dict[str, Any]:

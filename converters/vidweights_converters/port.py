@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,9 +16,16 @@ from vidweights.catalog import Release
 from vidweights.clips import read_clip
 from vidweights.dialects import Recognition, recognise
 from vidweights.dialects.base import Dialect
-from vidweights.errors import IntegrityError, UnavailableError, UsageError, ValidationError, VidweightsError
+from vidweights.errors import (
+    IntegrityError,
+    OutputError,
+    UnavailableError,
+    UsageError,
+    ValidationError,
+    VidweightsError,
+)
 from vidweights.families import FAMILIES
-from vidweights.files import git_blob_id_of, refuse_existing, sha256_of, staged_folder
+from vidweights.files import git_blob_id_of, refuse_existing, replace_text, sha256_of, staged_folder
 from vidweights.folder import (
     CARD,
     CONFIG,
@@ -27,8 +33,10 @@ from vidweights.folder import (
     VALIDATION,
     FolderConfig,
     SourceRecord,
+    json_text,
     provenance,
     read_config,
+    verify_files,
     write_json,
 )
 from vidweights.formats.base import Checkpoint, Writer
@@ -124,12 +132,13 @@ def requests(
         raise UsageError(
             f"--weights {weights} is one file and {name} has several checkpoints; add --checkpoint ({names})."
         )
+    own_name = _own_name(weights) if weights is not None and chosen[0] is None else name
     target = dialects.get(to) if to else dialects.native(chosen[0].family if chosen[0] else name)
     container = format or DEFAULT_FORMATS[target.framework]
     formats.writer(container)  # an unknown format is told before anything is looked for
     return tuple(
         Request(
-            name=release.name if release else weights.name.split(".")[0] if weights else name,
+            name=release.name if release else own_name,
             release=release,
             weights=weights,
             target=target,
@@ -141,6 +150,19 @@ def requests(
         )
         for release in chosen
     )
+
+
+def _own_name(weights: Path) -> str:
+    """The folder name of a person's own checkpoint: the name of its file, without what follows the first dot."""
+    name = weights.resolve().name.split(".")[0]
+    if not name:
+        raise UsageError(f"--weights {weights}: its name gives no name for the folder; rename it.")
+    if name in catalog.names():
+        raise UsageError(
+            f"--weights {weights} has the name of a release. If it is that release, run: vidweights port {name} "
+            f"--weights {weights}; if it is a checkpoint of your own, rename it."
+        )
+    return name
 
 
 @contextmanager
@@ -328,8 +350,7 @@ def validate_folder(
     if not folder.is_dir():
         raise UsageError(f"{folder} is no folder; expected one that `vidweights port` wrote, or a release's name.")
     config = read_config(folder)
-    for name, sha256 in config.files.items():
-        home.verify(folder / name, sha256)
+    verify_files(folder, config)
     release = catalog.get(config.name) if config.release else None
     if release is None and weights is None:
         raise UsageError(f"{folder} was made from a checkpoint outside the catalog; give it with --weights.")
@@ -338,7 +359,8 @@ def validate_folder(
         try:
             report = _Proof(request, checkpoint, planned).run(folder, config, planned, progress)
         except ValidationError as error:
-            _record(folder, config, error.report)
+            with suppress(OutputError):  # the failure itself is what has to be told
+                _record(folder, config, error.report)
             raise
     _record(folder, config, report)
     return report
@@ -346,13 +368,9 @@ def validate_folder(
 
 def _record(folder: Path, config: FolderConfig, report: Report) -> None:
     """Put a report and the card that tells of it into a finished folder; each file is replaced in one step."""
-    with staged_folder(folder / ".renewed") as stage:
-        write_json(stage / VALIDATION, report.to_json())
-        shutil.copy(folder / CONFIG, stage / CONFIG)
-        card.write(stage, config)
-        for name in (VALIDATION, CARD):
-            (stage / name).replace(folder / name)
-    shutil.rmtree(folder / ".renewed")
+    renewed = {VALIDATION: json_text(report.to_json()), CARD: card.render(config, report.to_json())}
+    for name, text in renewed.items():
+        replace_text(folder / name, text)
 
 
 def port_all(wanted: Sequence[Request], progress: Progress = silent) -> tuple[Outcome, ...]:
@@ -364,6 +382,15 @@ def port_all(wanted: Sequence[Request], progress: Progress = silent) -> tuple[Ou
         except VidweightsError as error:
             outcomes.append(Outcome(request, error=error))
     return tuple(outcomes)
+
+
+def failure(outcomes: Sequence[Outcome]) -> VidweightsError | None:
+    """What makes several ports a failure: the first error that is more than missing bytes, or that all are missing."""
+    errors = [outcome.error for outcome in outcomes if outcome.error is not None]
+    grave = [error for error in errors if not isinstance(error, UnavailableError)]
+    if grave:
+        return grave[0]
+    return errors[0] if errors and len(errors) == len(outcomes) else None
 
 
 def plan_all(wanted: Sequence[Request], progress: Progress = silent) -> tuple[Outcome, ...]:
