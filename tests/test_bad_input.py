@@ -23,7 +23,9 @@ import numpy as np
 import pytest
 from networks import NARROW, canonical, stored, write
 
+import vidweights
 from vidweights import dialects
+from vidweights.errors import FormatError, PlanError
 from vidweights.families.i3d import I3DConfig
 from vidweights.layout import Array
 from vidweights_cli.main import main
@@ -242,6 +244,59 @@ def test_tensors_that_do_not_fit(tmp_path: Path, cli: Run, arrays: Callable[[], 
     assert code == 5
     _is_one_clear_message(message, words)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("arrays", "words"), TENSORS, ids=["another family", "missing", "one too many", "misshapen"])
+def test_inspect_tells_what_it_can_of_tensors_that_do_not_fit(
+    tmp_path: Path, cli: Run, arrays: Callable[[], dict[str, Array]], words: str
+) -> None:
+    code, out, message = cli("inspect", bundle(tmp_path / "source", arrays()))
+    assert code == 0, message
+    assert "tensors   " in out
+
+
+@pytest.mark.parametrize("weights", [".", "..", ".hidden.safetensors", "i3d-rgb-scratch-k400.safetensors"])
+def test_a_name_that_is_no_name_or_a_releases_is_refused(
+    tmp_path: Path, cli: Run, monkeypatch: pytest.MonkeyPatch, weights: str
+) -> None:
+    folder = tmp_path / ".inside" / "deeper"
+    folder.mkdir(parents=True)
+    file = write(tmp_path / "source", "safetensors", canonical(NARROW))
+    for place in (folder, folder.parent):
+        shutil.copy(file, place / ".hidden.safetensors")
+    shutil.copy(file, folder / "i3d-rgb-scratch-k400.safetensors")
+    monkeypatch.chdir(folder.parent if weights == "." else folder)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").write_text("mine")
+    code, _, message = cli(*_port(Path(weights), tmp_path / "out"), "--overwrite")
+    assert code == 2, message
+    _is_one_clear_message(message, "rename it")
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["precious"]
+
+
+CONFIGS = [
+    {"main": None},
+    {"files": None},
+    {"files": []},
+    {"files": {}},
+    {"files": {"other.safetensors": "0" * 64}},
+    {"family": "resnet"},
+    {"config": {"in_channels": 3, "num_classes": 9, "depth_multiplier": 1 / 32}},
+    {"config": {"in_channels": "many"}},
+    {"dialect": "unknown"},
+]
+
+
+@pytest.mark.filterwarnings("ignore::vidweights.UnvalidatedWarning")
+@pytest.mark.parametrize("change", CONFIGS, ids=str)
+def test_a_config_that_was_tampered_with_is_one_message(tmp_path: Path, cli: Run, change: dict[str, object]) -> None:
+    pytest.importorskip("torch")
+    assert cli(*_port(bundle(tmp_path / "source"), tmp_path / "out"))[0] == 0
+    folder = tmp_path / "out" / "model"
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises((FormatError, PlanError)):
+        vidweights.load(folder)
 
 
 RELEASE_CASES = [

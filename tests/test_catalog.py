@@ -12,6 +12,8 @@ from vidweights.catalog import Release
 from vidweights.dialects.base import Stored
 from vidweights.errors import UsageError
 from vidweights.files import git_blob_id_of, sha256_of
+from vidweights.formats.table import unmask
+from vidweights.formats.tf_bundle import read_index
 
 RELEASES = catalog.releases()
 
@@ -52,6 +54,9 @@ def test_the_catalog_agrees_with_the_published_index(release: Release, shared: P
     index = shared / "deepmind-i3d" / release.checkpoint / release.files[0].name
     assert sha256_of(index) == release.files[0].sha256
     assert git_blob_id_of(index) == release.files[0].git_blob
+    entries = read_index(index).entries
+    assert {key.decode(): unmask(entry.crc32c) for key, entry in entries.items()} == release.crc32c
+    assert max(entry.offset + entry.size for entry in entries.values()) == release.files[1].size
 
 
 def test_a_collection_means_all_its_checkpoints_and_one_can_be_chosen() -> None:

@@ -122,6 +122,16 @@ def test_diff_names_the_tensor_that_differs_and_how_much(cli: Run, tmp_path: Pat
     assert difference["max_abs"] == pytest.approx(0.5, rel=1e-6)
 
 
+def test_diff_names_what_only_one_side_has(cli: Run, tmp_path: Path) -> None:
+    a = checkpoint(tmp_path / "a", "piergiaj", "torch")
+    arrays = stored(dialects.get("piergiaj"), NARROW, canonical(NARROW))
+    b = write(tmp_path / "b", "torch", {**arrays, "one.more[/x]": np.zeros(2, np.float32)})
+    code, out = cli("diff", a, b)
+    assert code == 1
+    assert "only in B, and no tensor of the network: one.more[/x]" in out
+    assert "one.more[/x]" in cli("inspect", b, "--tensors")[1]
+
+
 def test_diff_shows_heads_of_different_sizes(cli: Run, tmp_path: Path) -> None:
     a = checkpoint(tmp_path / "a", "piergiaj", "torch")
     b = checkpoint(tmp_path / "b", "piergiaj", "torch", config=I3DConfig(num_classes=3, depth_multiplier=1 / 32))

@@ -61,6 +61,47 @@ def test_an_existing_folder_is_refused_unless_it_may_be_replaced(tmp_path: Path)
     assert [p.name for p in tmp_path.iterdir()] == ["old"]
 
 
+def test_a_folder_that_appeared_in_the_meantime_is_not_replaced(tmp_path: Path) -> None:
+    target = tmp_path / "new"
+
+    def race() -> None:
+        with staged_folder(target):
+            target.mkdir()
+            (target / "theirs").write_text("theirs")
+
+    with pytest.raises(OutputError, match="exists already"):
+        race()
+    assert [p.name for p in target.iterdir()] == ["theirs"]
+    assert [p.name for p in tmp_path.iterdir()] == ["new"]
+
+
+def test_an_interrupt_during_the_replacement_brings_the_old_folder_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "old"
+    target.mkdir()
+    (target / "file").write_text("old")
+    rename = Path.rename
+
+    def interrupted(self: Path, to: Path) -> Path:
+        if to == target and not monkeypatched["restoring"]:
+            monkeypatched["restoring"] = True
+            raise KeyboardInterrupt
+        return rename(self, to)
+
+    monkeypatched = {"restoring": False}
+    monkeypatch.setattr(Path, "rename", interrupted)
+
+    def replace() -> None:
+        with staged_folder(target, overwrite=True) as stage:
+            (stage / "file").write_text("new")
+
+    with pytest.raises(KeyboardInterrupt):
+        replace()
+    assert (target / "file").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["old"]
+
+
 def test_a_folder_that_cannot_be_made_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot write in"), staged_folder(tmp_path / "file" / "folder"):

@@ -76,12 +76,3 @@ def test_the_core_imports_no_framework_at_all() -> None:
     for folder in ("families", "dialects", "catalog"):
         for path in (PACKAGES["vidweights"] / folder).rglob("*.py"):
             assert not _imports(path) & FRAMEWORKS, path
-
-
-def test_a_reference_is_written_apart_from_the_tables_that_it_judges() -> None:
-    """A reference built from the dialect table or the layer table would agree with any mistake in it."""
-    judged = ("vidweights.families", "vidweights.dialects", "vidweights.plan", "vidweights.models")
-    for path in (PACKAGES["vidweights_converters"] / "references").glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module:
-                assert not node.module.startswith(judged), (path, node.module)

@@ -124,3 +124,24 @@ def test_equal_plans_have_equal_hashes_and_different_ones_have_not() -> None:
     infos = InMemory(checkpoint()).tensors
     assert plan.make(infos, NATIVE).sha256 == plan.make(dict(infos), NATIVE).sha256
     assert plan.make(infos, NATIVE).sha256 != plan.make(infos, PIERGIAJ).sha256
+
+
+def test_a_filled_constant_has_the_dtype_of_the_network_and_not_of_an_optimiser_slot() -> None:
+    arrays = checkpoint()
+    arrays[f"{KERNEL}/Momentum"] = np.zeros(3, np.float64)
+    planned = plan.make(InMemory(arrays).tensors, NATIVE)
+    assert {info.dtype for info in planned.outputs} == {"float32"}
+
+
+def test_integers_are_no_weights() -> None:
+    arrays = {**checkpoint(), KERNEL: checkpoint()[KERNEL].astype(np.int32)}
+    with pytest.raises(PlanError, match="found int32, expected one of float64"):
+        plan.make(InMemory(arrays).tensors, NATIVE)
+
+
+def test_two_networks_in_one_file_are_refused_with_both_prefixes() -> None:
+    arrays = stored(PIERGIAJ, NARROW, canonical(NARROW))
+    both = {f"{prefix}.{key}": a for prefix in ("model", "ema") for key, a in arrays.items()}
+    with pytest.raises(PlanError, match="several networks") as caught:
+        plan.make(InMemory(both).tensors, NATIVE)
+    assert set(caught.value.lists["prefixes"]) == {"'model.'", "'ema.'"}

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import socket
+import socketserver
+import ssl
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from vidweights import catalog, home, sources
@@ -170,6 +174,94 @@ def test_an_installed_package_is_found_without_being_imported(tmp_path: Path, mo
 def test_a_folder_of_ones_own_is_searched_as_the_release_lays_it_out(tmp_path: Path, inside: str) -> None:
     folder = tmp_path / "mine" / inside
     folder.mkdir(parents=True)
-    (folder / "model.ckpt.index").write_bytes(b"index")
+    for name, data in CONTENT.items():
+        (folder / name).write_bytes(data)
     found = sources.locate(catalog.get("i3d-rgb-imagenet-k400"), tmp_path / "mine")
     assert found.path == folder / "model.ckpt.index"
+
+
+def test_a_given_folder_that_lacks_a_file_of_the_release_names_the_file(tmp_path: Path) -> None:
+    missing = tmp_path / "rgb_imagenet" / "model.ckpt.data-00000-of-00001"
+    missing.parent.mkdir()
+    (tmp_path / "rgb_imagenet" / "model.ckpt.index").write_bytes(b"index")
+    with pytest.raises(sources.SourceUnavailableError, match=f"{missing} is missing"):
+        sources.locate(catalog.get("i3d-rgb-imagenet-k400"), tmp_path)
+
+
+def test_a_given_folder_of_other_releases_lacks_this_one(tmp_path: Path) -> None:
+    (tmp_path / "flow_imagenet").mkdir()
+    for name, data in CONTENT.items():
+        (tmp_path / "flow_imagenet" / name).write_bytes(data)
+    missing = tmp_path / "rgb_imagenet" / "model.ckpt.index"
+    with pytest.raises(sources.SourceUnavailableError, match=f"{missing} is missing"):
+        sources.locate(catalog.get("i3d-rgb-imagenet-k400"), tmp_path)
+
+
+@pytest.mark.parametrize("beside", ["config.json", "flow_imagenet/notes.txt"])
+def test_a_given_folder_with_another_checkpoint_is_opened_as_that(tmp_path: Path, beside: str) -> None:
+    (tmp_path / beside).parent.mkdir(exist_ok=True)
+    (tmp_path / beside).write_text("{}")
+    np.savez(tmp_path / "mine.npz", w=np.zeros(2, "<f4"))
+    assert sources.locate(catalog.get("i3d-rgb-imagenet-k400"), tmp_path).path == tmp_path
+
+
+@contextmanager
+def answering(*parts: bytes) -> Iterator[str]:
+    """A server that sends these bytes to whoever asks, and hangs up."""
+
+    class Raw(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(4096)
+            self.request.sendall(b"".join(parts))
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Raw) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"\x00\xff not a web server\r\n\r\n", "not HTTP"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n400\r\nindex", "is cut"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 40\r\n\r\nindex", "is cut|5 bytes"),
+        (b"", "broke|cannot be reached"),
+    ],
+    ids=["garbage", "cut-chunks", "cut-body", "nothing"],
+)
+def test_an_answer_that_is_not_whole_http_counts_as_unavailable(answer: bytes, words: str) -> None:
+    with answering(answer) as url, pytest.raises(sources.SourceUnavailableError, match=words):
+        sources.locate(release_at(url))
+
+
+def test_an_ssl_error_while_reading_counts_as_unavailable(release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> bytes:
+        raise ssl.SSLError("bad record mac")
+
+    monkeypatch.setattr("http.client.HTTPResponse.read", fail)
+    with pytest.raises(sources.SourceUnavailableError, match="the connection broke .*bad record mac"):
+        sources.locate(release)
+
+
+def test_a_cache_that_cannot_be_written_is_a_place_that_failed(
+    release: Release, own_home: Path, server: _Server
+) -> None:
+    own_home.write_text("a file where the folder should be")
+    with pytest.raises(sources.SourceUnavailableError, match="cannot write in"):
+        sources.locate(release)
+    assert server.requests == []
+
+
+def test_a_module_without_its_package_is_told_and_the_next_place_is_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a_module.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("VIDWEIGHTS_OFFLINE", "1")
+    release = catalog.get("i3d-rgb-scratch-k400")
+    copy = replace(release.copies[0], package="no-such-package", module="a_module")
+    with pytest.raises(sources.SourceUnavailableError, match="not the package, is installed") as caught:
+        sources.locate(replace(release, copies=(copy,)))
+    assert caught.value.attempts[-1][0] == "official url"

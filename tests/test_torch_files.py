@@ -20,7 +20,8 @@ from vidweights.dtypes import DTYPES
 from vidweights.errors import FormatError
 from vidweights.formats.base import TensorInfo
 from vidweights.formats.pickles import integer, text
-from vidweights.formats.torch_legacy import MAGIC, TorchLegacy
+from vidweights.formats.sniff import TORCH_MAGIC
+from vidweights.formats.torch_legacy import TorchLegacy
 from vidweights.formats.torch_pickle import TorchCheckpoint
 from vidweights.formats.torch_zip import TorchZip, TorchZipWriter
 from vidweights.layout import Array
@@ -343,7 +344,7 @@ class OldPickler(pickle.Pickler):
 def old_file(path: Path, value: Any, *, count: int = 6, little: bool = True, version: int = 1001) -> Path:
     """A file as torch before 1.6 wrote it, with one storage `k` of six numbers."""
     buffer = io.BytesIO()
-    for head in (MAGIC, version, {"protocol_version": 1001, "little_endian": little}):
+    for head in (TORCH_MAGIC, version, {"protocol_version": 1001, "little_endian": little}):
         pickle.dump(head, buffer, 2)
     OldPickler(buffer, 2).dump(value)
     pickle.dump(["k"], buffer, 2)

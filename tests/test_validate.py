@@ -155,7 +155,7 @@ def test_a_report_fits_the_terminal_and_ends_with_the_verdict(passed: report.Rep
         report.render(shown, console)
         lines = console.export_text().splitlines()
         assert max(map(len, lines)) <= width
-        assert sum("noise 9x200x224" in line and "e-" in line for line in lines) == 1
+        assert sum("noise 9x193x224" in line and "e-" in line for line in lines) == 1
         assert any(line.split() == ["verdict", verdict] for line in lines)
         assert any("its widths are fixed" in line for line in lines)
     assert "H and W of the kernel swapped" in " ".join(" ".join(lines).split())

@@ -106,8 +106,8 @@ class ClipTransform:
         """Transform the frames of one clip, in time order and at the preprocessing's `fps`.
 
         Args:
-            frames: for RGB (T, H, W, 3), red first, uint8 or floats in [0, 255]; for flow (T, H, W, 2), x first,
-                floats in pixels.
+            frames: for RGB (T, H, W, 3), red first, uint8, or floats in [0, 255] whose largest is above 1; for flow
+                (T, H, W, 2), x first, floats in pixels.
 
         Returns:
             float32 (C, T, crop, crop) within `value_range`, on the device of `frames`.

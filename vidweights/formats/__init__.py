@@ -15,7 +15,7 @@ from vidweights.formats.base import Checkpoint, TensorInfo, Writer
 from vidweights.formats.sniff import sniff
 from vidweights.formats.tf_bundle import DATA_FILE, index_path
 
-__all__ = ["READERS", "WRITERS", "Checkpoint", "TensorInfo", "Writer", "open_checkpoint", "sniff", "writer"]
+__all__ = ["READERS", "WRITERS", "Checkpoint", "TensorInfo", "Writer", "checkpoints", "open_checkpoint", "sniff", "writer"]
 
 # Where each class is; imported when it is asked for.
 READERS: Mapping[str, str] = {
@@ -77,7 +77,7 @@ def _resolve(path: Path) -> Path:
 
 
 def _only_checkpoint(folder: Path) -> Path:
-    found = _checkpoints(folder)
+    found = checkpoints(folder)
     if len(found) == 1:
         return found[0]
     if (folder / "saved_model.pb").is_file() and (folder / "variables").is_dir():
@@ -92,7 +92,7 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
-def _checkpoints(folder: Path) -> list[Path]:
+def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder; a bundle counts once, by its index."""
     files = sorted(entry for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith("."))
     return [entry for entry in files if not DATA_FILE.fullmatch(entry.name) and _is_checkpoint(entry)]

@@ -46,6 +46,19 @@ def checked_shape(shape: Iterable[Any], where: str) -> Shape:
     return axes
 
 
+def checked_key(key: str, where: str) -> str:
+    """The name that a file gives a tensor or another entry, if it can be printed and written.
+
+    Raises:
+        FormatError: it has half of a surrogate pair, which no encoding of Unicode has.
+    """
+    try:
+        key.encode()
+    except UnicodeEncodeError as error:
+        raise FormatError(f"{where} has an entry named {ascii(key)[:80]}, which is not text. It is damaged.") from error
+    return key
+
+
 class Checkpoint(ABC):
     """An open checkpoint: a mapping of keys to tensors that are read one at a time.
 
@@ -124,9 +137,19 @@ class Writer(ABC):
     def write(self, key: str, array: Array) -> None:
         """Append a tensor: C-contiguous, of the announced dtype and shape."""
 
-    @abstractmethod
     def finish(self) -> dict[str, str]:
-        """Complete the file(s) and return {file name: SHA-256} of each, computed while writing."""
+        """Complete the file(s) and return {file name: SHA-256} of each, computed while writing.
+
+        Raises:
+            ValueError: an announced tensor was not written.
+        """
+        if self._due:
+            raise ValueError(f"{self.path}: {self._due[0].key} is due, the first of {len(self._due)} not yet written")
+        return self._finish()
+
+    @abstractmethod
+    def _finish(self) -> dict[str, str]:
+        """What `finish` does once every tensor is written."""
 
     @abstractmethod
     def abort(self) -> None:

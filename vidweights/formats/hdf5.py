@@ -18,7 +18,7 @@ import numpy as np
 from vidweights.dtypes import DTYPES
 from vidweights.errors import FormatError, UsageError
 from vidweights.files import sha256_of
-from vidweights.formats.base import Checkpoint, TensorInfo, Writer
+from vidweights.formats.base import Checkpoint, TensorInfo, Writer, checked_key
 from vidweights.layout import Array
 
 # A dataset may claim this much more than the file stores for it: deflate reaches a factor of 1032.
@@ -89,6 +89,8 @@ class Hdf5File(Checkpoint):
         if len(self._paths) != sum(path in infos for path in names):
             raise FormatError(f"{self.path} has two weights of the same name; it cannot be known which one is meant.")
         self.tensors = {key: TensorInfo(key, *infos[path]) for key, path in self._paths.items()}
+        for key in (*self.tensors, *self.others):
+            checked_key(key, str(self.path))
 
     def read(self, key: str) -> Array:
         """The tensor, read from the file at each call."""
@@ -271,7 +273,7 @@ class Hdf5Writer(Writer):
         layer, _, _ = key.rpartition("/")
         self._file.create_dataset(f"{layer}/{key}:0" if self._keras else key, data=array, track_times=False)
 
-    def finish(self) -> dict[str, str]:
+    def _finish(self) -> dict[str, str]:
         """Close the file, and hash it by reading it again, since HDF5 does not write in one pass."""
         self._file.close()
         return {self.path.name: sha256_of(self.path)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import zipfile
 import zlib
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -52,13 +53,15 @@ class NpzFile(Checkpoint):
         self.tensors: dict[str, TensorInfo] = {}
         self.others: dict[str, str] = {}
         self._members: dict[str, _Member] = {}
-        try:
-            self._size = path.stat().st_size
-            self._archive = zipfile.ZipFile(path)
-            for zipped in self._archive.infolist():
-                self._adopt(zipped)
-        except _DAMAGE as error:
-            raise FormatError(f"{path} is not a whole zip archive ({error}). Download it again.") from error
+        with ExitStack() as opened:
+            try:
+                self._size = path.stat().st_size
+                self._archive = opened.enter_context(zipfile.ZipFile(path))
+                for zipped in self._archive.infolist():
+                    self._adopt(zipped)
+            except _DAMAGE as error:
+                raise FormatError(f"{path} is not a whole zip archive ({error}). Download it again.") from error
+            opened.pop_all()
 
     def _adopt(self, zipped: zipfile.ZipInfo) -> None:
         """List a member under `tensors` or `others`."""

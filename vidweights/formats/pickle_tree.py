@@ -97,7 +97,7 @@ class FlaxPickleWriter(Writer):
         head, tail = _array_opcodes(self._take(key, array))
         self._put(parent, text(leaf), head, array, tail)
 
-    def finish(self) -> dict[str, str]:
+    def _finish(self) -> dict[str, str]:
         """End the pickle with its root."""
         self._file.write(pickle.LONG_BINGET + struct.pack("<I", 0) + pickle.STOP)
         return {self.path.name: self._file.close()}

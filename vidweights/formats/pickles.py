@@ -19,6 +19,7 @@ import numpy as np
 
 from vidweights.dtypes import DTYPES
 from vidweights.errors import FormatError
+from vidweights.formats.base import checked_key, checked_shape
 from vidweights.layout import Array, Shape
 
 # Bounds that no real checkpoint comes near; they keep a small hostile file from filling the memory.
@@ -59,7 +60,7 @@ class NumpyArray:
 
     def fill(self, data: Any, dtype: Any, shape: Any, order: str) -> None:
         """Take the bytes `data`, in the order `C` or `F`."""
-        self.dtype, self.shape = _checked_dtype(dtype).name, _checked_shape(shape)
+        self.dtype, self.shape = _checked_dtype(dtype).name, checked_shape(shape, "an array")
         if not dtype.is_number:
             return
         raw = _raw(data)
@@ -126,12 +127,6 @@ def _checked_dtype(dtype: Any) -> NumpyDtype:
     if not isinstance(dtype, NumpyDtype):
         raise FormatError("an array of the pickle has no element type")
     return dtype
-
-
-def _checked_shape(shape: Any) -> Shape:
-    if not isinstance(shape, tuple) or not all(isinstance(n, int) and 0 <= n < 2**63 for n in shape):
-        raise FormatError(f"an array of the pickle has the shape {type(shape).__name__}; expected sizes >= 0")
-    return shape
 
 
 def _raw(data: Any) -> bytes | bytearray:
@@ -337,7 +332,7 @@ def flatten(tree: Any) -> Iterator[tuple[str, Any]]:
             continue
         if key in seen:
             raise FormatError(f"two entries are called {key!r}; it cannot be known which one is meant")
-        seen.add(key)
+        seen.add(checked_key(key, "the pickle"))
         yield key, value
 
 
@@ -376,7 +371,7 @@ def describe(leaf: Any) -> str:
         case None | int() | float() | complex():
             return repr(leaf)
         case Opaque() | NumpyArray():
-            return str(leaf)
+            return str(leaf).encode("ascii", "backslashreplace").decode()
         case str():
             return repr(leaf if len(leaf) <= 60 else leaf[:57] + "...")
         case dict() | list() | tuple() | set() | frozenset() | bytes() | bytearray():

@@ -15,7 +15,7 @@ from typing import Any
 from vidweights.dtypes import BY_SAFETENSORS, DTYPES
 from vidweights.errors import FormatError
 from vidweights.files import HashedFile, map_file
-from vidweights.formats.base import Checkpoint, TensorInfo, Writer, checked_shape
+from vidweights.formats.base import Checkpoint, TensorInfo, Writer, checked_key, checked_shape
 from vidweights.layout import Array
 
 MAX_HEADER = 100_000_000  # the library's own limit
@@ -52,7 +52,7 @@ class SafetensorsFile(Checkpoint):
         header = _parse(data[8 : 8 + size].tobytes(), path)
         self._data = data[8 + size :]
         self.metadata = _metadata(header.pop("__metadata__", {}), path)
-        self._places = {key: _place(key, value, path) for key, value in header.items()}
+        self._places = {checked_key(key, str(path)): _place(key, value, path) for key, value in header.items()}
         _check_places(self._places, len(self._data), path)
         self._adopt(header)
 
@@ -65,7 +65,7 @@ class SafetensorsFile(Checkpoint):
             shape, name = checked_shape(_list(header[key].get("shape"), where), where), header[key].get("dtype")
             begin, end = self._places[key]
             if not isinstance(name, str) or name not in BY_SAFETENSORS:
-                self.others[key] = f"a tensor of type {str(name)[:20]}, {end - begin:,} bytes"
+                self.others[key] = f"a tensor of type {ascii(name)[:20]}, {end - begin:,} bytes"
                 continue
             info = TensorInfo(key, shape, BY_SAFETENSORS[name].name)
             if info.nbytes != end - begin:
@@ -159,7 +159,7 @@ class SafetensorsWriter(Writer):
         self._take(key, array)
         self._file.write(array)
 
-    def finish(self) -> dict[str, str]:
+    def _finish(self) -> dict[str, str]:
         """Close the file."""
         return {self.path.name: self._file.close()}
 

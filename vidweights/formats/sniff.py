@@ -11,8 +11,9 @@ from vidweights.formats import table
 
 HEAD = 4096
 _HDF5 = b"\x89HDF\r\n\x1a\n"
-# LONG1 of the ten bytes of 0x1950a86a20f9469cfc6c, the first object that torch pickled before 1.6.
-_TORCH_MAGIC = b"\x8a\x0a" + 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
+# The first object that torch pickled before 1.6 (torch/serialization.py), and its opcode: LONG1 of ten bytes.
+TORCH_MAGIC = 0x1950A86A20F9469CFC6C
+_LONG1_MAGIC = b"\x8a\x0a" + TORCH_MAGIC.to_bytes(10, "little")
 # Python 2 wrote pickles as text: a dict, a list or a class begins them.
 _OLD_PICKLE = re.compile(rb"\([dl]p\d+\n|[}\]]q.|c[\w.]+\n\w+\n", re.DOTALL)
 
@@ -71,7 +72,7 @@ def sniff(path: Path) -> str:
 def _pickle(head: bytes, tail: bytes) -> str | None:
     """The format of a file that is a pickle, or begins with one."""
     if head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5"):
-        return "torch-legacy" if _TORCH_MAGIC in head[:32] else "flax"
+        return "torch-legacy" if _LONG1_MAGIC in head[:32] else "flax"
     if tail[-1:] == b"." and _OLD_PICKLE.match(head):
         return "flax"
     return None

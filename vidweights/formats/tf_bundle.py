@@ -276,7 +276,7 @@ class TFBundleWriter(Writer):
         self._entries[key.encode()] = b"".join(_encode(entry))
         self._data.write(array)
 
-    def finish(self) -> dict[str, str]:
+    def _finish(self) -> dict[str, str]:
         """Write the index."""
         index = HashedFile(self.path.with_name(self.path.name + ".index"))
         for block in table.blocks(sorted(self._entries.items())):

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from vidweights.dtypes import DTYPES
 from vidweights.errors import FormatError
 from vidweights.formats import pickles
+from vidweights.formats.sniff import TORCH_MAGIC
 from vidweights.formats.torch_pickle import GLOBALS, Storage, TorchCheckpoint, storage
 
-MAGIC = 0x1950A86A20F9469CFC6C
 _VERSION = 1001
 
 
@@ -54,7 +54,7 @@ class TorchLegacy(TorchCheckpoint):
                 "torch.load(..., weights_only=False) and save its state_dict() again."
             )
         magic = pickles.load(mapped, str(self.path))
-        if magic != MAGIC:
+        if magic != TORCH_MAGIC:
             raise FormatError(f"{self.path} does not begin with the magic number of torch.save.")
         version, machine = (pickles.load(mapped, str(self.path)) for _ in range(2))
         if version != _VERSION or not isinstance(machine, dict) or machine.get("little_endian") is not True:

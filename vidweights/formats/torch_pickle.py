@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vidweights.dtypes import DTYPES
 from vidweights.errors import FormatError
 from vidweights.formats import pickles
-from vidweights.formats.base import Checkpoint, TensorInfo
+from vidweights.formats.base import Checkpoint, TensorInfo, checked_shape
 from vidweights.layout import Array, Shape
 
 # torch/storage.py: the classes of storages and what their elements are. Those that are not weights are listed so
@@ -37,7 +37,8 @@ STORAGES = {
     "ComplexDoubleStorage": "complex128",
 }
 
-_MAX_AXES = 32  # numpy 1 has no more
+# The bytes of a larger one (an element has up to 8) exceed the 63 bits that numpy counts with.
+_MAX_STRIDE = 1 << 60
 
 
 @dataclass(frozen=True)
@@ -103,11 +104,13 @@ def _view_of_type(
 
 def _checked(storage: Any, dtype: Any, offset: Any, shape: Any, stride: Any) -> View | str:
     """The view, if it lies within its storage; a few words, if its elements are not weights."""
-    shape, stride = tuple(shape), tuple(stride)
-    if not isinstance(storage, Storage) or len(shape) != len(stride) or len(shape) > _MAX_AXES:
+    shape, stride = checked_shape(shape, "a tensor"), tuple(stride)
+    if not isinstance(storage, Storage) or len(shape) != len(stride):
         raise FormatError(f"a tensor has no storage, or {len(shape)} axes with {len(stride)} strides")
-    if not all(isinstance(n, int) and 0 <= n < 2**63 for n in (offset, *shape, *stride)):
-        raise FormatError(f"a tensor has the shape {shape}, strides {stride}, offset {offset}; expected integers >= 0")
+    if not all(type(n) is int and 0 <= n < _MAX_STRIDE for n in (offset, *stride)):
+        raise FormatError(
+            f"a tensor has the strides {str(stride)[:80]}, offset {str(offset)[:80]}; expected integers from 0 to 2**60"
+        )
     if dtype not in DTYPES or storage.dtype not in DTYPES:
         return pickles.Opaque(f"a tensor of {dtype}, shape {shape}")
     end = offset + 1 + sum((n - 1) * step for n, step in zip(shape, stride)) if math.prod(shape) else 0

