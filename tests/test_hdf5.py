@@ -281,3 +281,10 @@ def test_keras_bfloat16_and_optimiser_state(tmp_path: Path) -> None:
         assert checkpoint.tensors["dense/kernel"].dtype == "bfloat16"
         pattern = model.get_layer("dense").kernel.numpy().view("u2")
         assert np.array_equal(checkpoint.read("dense/kernel"), pattern)
+
+
+def test_names_that_no_encoding_has_are_refused(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file[b"\xff"] = np.zeros(2, "<f4")
+    with pytest.raises(FormatError, match="which is not text"):
+        Hdf5File(tmp_path / "x.h5")

@@ -214,3 +214,18 @@ def test_no_change_to_an_archive_makes_anything_but_a_format_error(tmp_path: Pat
                 npz.read(key)
     except FormatError:
         pass
+
+
+def test_a_refused_archive_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[zipfile.ZipFile] = []
+
+    class Recorded(zipfile.ZipFile):
+        def __init__(self, path: Path) -> None:
+            opened.append(self)
+            super().__init__(path)
+
+    path = save(tmp_path / "x.npz", {"w.npy": b"no array"})
+    monkeypatch.setattr(zipfile, "ZipFile", Recorded)
+    with pytest.raises(FormatError):
+        NpzFile(path)
+    assert [archive.fp for archive in opened] == [None]

@@ -277,3 +277,19 @@ def test_what_the_opcode_helpers_push_is_what_pickle_reads(value: int, words: st
     data = b"\x80\x02" + integer(value) + text(words) + pickle.TUPLE2 + pickle.STOP
     assert pickle.loads(data) == (value, words)
     pickletools.dis(data, io.StringIO())
+
+
+def test_names_that_no_encoding_has_are_refused() -> None:
+    tree = load(pickle.dumps({"layer": {"\ud800": 1}}))
+    with pytest.raises(FormatError, match="which is not text"):
+        list(flatten(tree))
+
+
+def test_a_description_can_be_printed() -> None:
+    assert describe(pickles.Opaque("a tensor of \ud800")).encode() == rb"a tensor of \ud800"
+
+
+@pytest.mark.parametrize("shape", [(-1,), (1.0,), (0, 1 << 62), (1,) * 33, "ab"])
+def test_an_array_of_a_shape_that_no_array_has_is_refused(shape: Any) -> None:
+    with pytest.raises(FormatError, match="which no tensor has"):
+        pickles.NumpyArray().fill(b"", pickles.NumpyDtype("f4"), shape, "C")

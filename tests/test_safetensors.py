@@ -179,11 +179,17 @@ def test_the_crafted_file_is_good_before_it_is_spoiled(tmp_path: Path) -> None:
         (b'{"a"', "damaged header"),
         (b'{"\xff": 1}', "damaged header"),
         (b"[1]", "no JSON object"),
+        ({"\ud800": tensor(0, 16, (4,))}, r"named '.ud800', which is not text"),
     ],
 )
 def test_a_header_that_does_not_describe_the_file_is_refused(tmp_path: Path, header: Any, message: str) -> None:
     with pytest.raises(FormatError, match=message):
         SafetensorsFile(craft(tmp_path / "m", header))
+
+
+def test_an_unknown_type_is_described_in_text(tmp_path: Path) -> None:
+    file = SafetensorsFile(craft(tmp_path / "m", {"a": tensor(0, 16, (4,), "\ud800")}))
+    assert "16 bytes" in file.others["a"].encode().decode()
 
 
 @pytest.mark.parametrize(("size", "message"), [(1 << 63, "not a safetensors file"), (90_000_000, "is cut")])

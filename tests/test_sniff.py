@@ -43,6 +43,16 @@ def test_every_format_that_is_written_is_recognised_under_any_name(tmp_path: Pat
         np.testing.assert_array_equal(checkpoint.read(found), WEIGHTS)
 
 
+@pytest.mark.parametrize("container", list(formats.WRITERS))
+def test_a_file_is_not_finished_before_its_last_tensor(tmp_path: Path, container: str) -> None:
+    infos = [TensorInfo(key, WEIGHTS.shape, "float32") for key in ("l/a", "l/b")]
+    writer = formats.writer(container)(tmp_path / "model", infos)
+    writer.write("l/a", WEIGHTS)
+    with pytest.raises(ValueError, match="l/b is due"):
+        writer.finish()
+    writer.abort()
+
+
 @pytest.mark.parametrize("protocol", range(6))
 def test_a_pickle_of_any_protocol_is_recognised(tmp_path: Path, protocol: int) -> None:
     (tmp_path / "x").write_bytes(pickle.dumps({"w": WEIGHTS}, protocol))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import pickle
@@ -226,14 +227,17 @@ def test_the_handmade_archive_is_whole(tmp_path: Path) -> None:
     ("shape", "stride", "more", "message"),
     [
         ((4,), (1,), {"offset": 1}, "reaches element 5 of a storage that has 4"),
-        ((4,), (1,), {"offset": 1 << 60}, "reaches element"),
-        ((4,), (1,), {"offset": -1}, "expected integers >= 0"),
+        ((4,), (1,), {"offset": 1 << 59}, "reaches element"),
+        ((4,), (1,), {"offset": 1 << 60}, "expected integers from 0"),
+        ((4,), (1,), {"offset": -1}, "expected integers from 0"),
         ((2, 2), (4, 1), {}, "reaches element 6"),
-        ((2,), (-1,), {}, "expected integers >= 0"),
+        ((2,), (-1,), {}, "expected integers from 0"),
+        ((1,), (1 << 62,), {}, "expected integers from 0"),
+        ((0, 1 << 62), (1, 1), {}, "no tensor has"),
         ((1 << 21, 1 << 21), (1 << 21, 1), {}, "reaches element"),
         ((1 << 21, 1 << 21), (0, 0), {}, "17,592,186,044,416 bytes by its shape"),
         ((1 << 40,), (1,), {"count": 1 << 40}, "bytes by its shape"),
-        ((1,) * 40, (1,) * 40, {}, "40 axes"),
+        ((1,) * 40, (1,) * 40, {}, "no tensor has"),
         ((4,), (1, 1), {}, "2 strides"),
     ],
 )
@@ -447,6 +451,26 @@ def test_a_tensor_that_was_not_announced_is_not_written(tmp_path: Path) -> None:
     writer = TorchZipWriter(tmp_path / "model.pt", [TensorInfo("a", (2, 3), "float32")])
     with pytest.raises(ValueError, match="is due"):
         writer.write("a", np.zeros((3, 2), "<f4"))
+
+
+@pytest.mark.parametrize(("shape", "stride"), [((1,), ((1 << 60) - 1,)), ((0, (1 << 60) - 1), (1, 1))])
+def test_the_largest_claims_about_little_are_read(tmp_path: Path, shape: Any, stride: Any) -> None:
+    checkpoint = archive(tmp_path / "x.pt", shape, stride)
+    assert TorchZip(checkpoint).read("w").shape == shape
+
+
+def test_an_aborted_file_is_left_as_it_is(tmp_path: Path) -> None:
+    writer = TorchZipWriter(tmp_path / "model.pt", [TensorInfo(key, (2,), "float32") for key in "ab"])
+    writer.write("a", np.zeros(2, "<f4"))
+    writer.abort()
+    size = (tmp_path / "model.pt").stat().st_size
+    raised: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.unraisablehook", raised.append)
+        del writer
+        gc.collect()
+    assert raised == []
+    assert (tmp_path / "model.pt").stat().st_size == size
 
 
 @pytest.mark.slow

@@ -392,10 +392,10 @@ def symmetric_padding(_: Any, patch: pytest.MonkeyPatch) -> None:
 
 
 def padding_before(model: Any, _: pytest.MonkeyPatch) -> None:
-    """The odd element of padding stands before the clip, along H and W (T needs an even number here)."""
+    """The odd element of padding stands before the clip, along W (T and H are odd here and need an even number)."""
     conv = model.Conv3d_1a_7x7.conv
     pad, convolve = torch.nn.functional.pad, torch.nn.functional.conv3d
-    conv.forward = lambda x: convolve(pad(x, (3, 2, 2, 3, 3, 3)), conv.weight, None, 2)
+    conv.forward = lambda x: convolve(pad(x, (3, 2, 3, 3, 3, 3)), conv.weight, None, 2)
 
 
 def bias_left_out(model: Any, _: pytest.MonkeyPatch) -> None:

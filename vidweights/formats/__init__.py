@@ -15,7 +15,17 @@ from vidweights.formats.base import Checkpoint, TensorInfo, Writer
 from vidweights.formats.sniff import sniff
 from vidweights.formats.tf_bundle import DATA_FILE, index_path
 
-__all__ = ["READERS", "WRITERS", "Checkpoint", "TensorInfo", "Writer", "checkpoints", "open_checkpoint", "sniff", "writer"]
+__all__ = [
+    "READERS",
+    "WRITERS",
+    "Checkpoint",
+    "TensorInfo",
+    "Writer",
+    "checkpoints",
+    "open_checkpoint",
+    "sniff",
+    "writer",
+]
 
 # Where each class is; imported when it is asked for.
 READERS: Mapping[str, str] = {
