@@ -255,6 +255,19 @@ def test_inspect_tells_what_it_can_of_tensors_that_do_not_fit(
     assert "tensors   " in out
 
 
+def test_a_folder_never_replaces_what_it_is_made_from(tmp_path: Path, cli: Run) -> None:
+    mine = tmp_path / "mine"
+    write(mine, "safetensors", canonical(NARROW))
+    (mine / "config.json").write_text("{}")
+    (mine / "notes.txt").write_text("notes")
+    code, _, message = cli(*_port(mine / "model.safetensors", tmp_path), "--overwrite", "--to", "piergiaj")
+    assert code == 0, message  # tmp_path/model is another place
+    code, _, message = cli(*_port(mine, tmp_path), "--overwrite")
+    assert code == 6
+    _is_one_clear_message(message, "would replace the --weights")
+    assert (mine / "notes.txt").read_text() == "notes"
+
+
 @pytest.mark.parametrize("weights", [".", "..", ".hidden.safetensors", "i3d-rgb-scratch-k400.safetensors"])
 def test_a_name_that_is_no_name_or_a_releases_is_refused(
     tmp_path: Path, cli: Run, monkeypatch: pytest.MonkeyPatch, weights: str

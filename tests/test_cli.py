@@ -122,6 +122,20 @@ def test_diff_names_the_tensor_that_differs_and_how_much(cli: Run, tmp_path: Pat
     assert difference["max_abs"] == pytest.approx(0.5, rel=1e-6)
 
 
+def test_diff_of_half_precision_is_in_values_and_not_in_bit_patterns(cli: Run, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    arrays = stored(dialects.get("piergiaj"), NARROW, canonical(NARROW))
+    halves = {key: torch.from_numpy(a).to(torch.bfloat16) for key, a in arrays.items()}
+    torch.save({key: torch.from_numpy(a) for key, a in arrays.items()}, tmp_path / "a.pt")
+    torch.save(halves, tmp_path / "b.pt")
+    _, out = cli("diff", tmp_path / "a.pt", tmp_path / "b.pt", "--json")
+    kernel = next(d for d in json.loads(out)["tensors"] if d["tensor"] == "Conv3d_1a_7x7.conv.weight")
+    exact = (torch.from_numpy(arrays["Conv3d_1a_7x7.conv3d.weight"]) - halves["Conv3d_1a_7x7.conv3d.weight"]).abs()
+    assert kernel["max_abs"] == pytest.approx(exact.max().item())
+    cli("port", "i3d", "--weights", tmp_path / "b.pt", "--to", "deepmind-rgb", "--no-validate", "--out", tmp_path / "o")
+    assert cli("diff", tmp_path / "b.pt", tmp_path / "o" / "b")[0] == 0
+
+
 def test_diff_names_what_only_one_side_has(cli: Run, tmp_path: Path) -> None:
     a = checkpoint(tmp_path / "a", "piergiaj", "torch")
     arrays = stored(dialects.get("piergiaj"), NARROW, canonical(NARROW))

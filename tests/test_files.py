@@ -40,7 +40,7 @@ def test_a_full_disk_is_one_message_and_leaves_the_existing_folder(tmp_path: Pat
     (target / "file").write_text("old")
 
     def fill() -> None:
-        with staged_folder(target, overwrite=True):
+        with staged_folder(target, overwrite=True, mark="file"):
             raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(OutputError, match="No space left on device"):
@@ -55,7 +55,7 @@ def test_an_existing_folder_is_refused_unless_it_may_be_replaced(tmp_path: Path)
     (target / "file").write_text("old")
     with pytest.raises(OutputError, match="exists already"), staged_folder(target):
         pass
-    with staged_folder(target, overwrite=True) as stage:
+    with staged_folder(target, overwrite=True, mark="file") as stage:
         (stage / "new").write_text("new")
     assert [p.name for p in target.iterdir()] == ["new"]
     assert [p.name for p in tmp_path.iterdir()] == ["old"]
@@ -93,13 +93,34 @@ def test_an_interrupt_during_the_replacement_brings_the_old_folder_back(
     monkeypatch.setattr(Path, "rename", interrupted)
 
     def replace() -> None:
-        with staged_folder(target, overwrite=True) as stage:
+        with staged_folder(target, overwrite=True, mark="file") as stage:
             (stage / "file").write_text("new")
 
     with pytest.raises(KeyboardInterrupt):
         replace()
     assert (target / "file").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["old"]
+
+
+@pytest.mark.parametrize("what", ["folder", "file", "link", "dangling link"])
+def test_what_is_not_of_its_kind_is_never_replaced(tmp_path: Path, what: str) -> None:
+    target, other = tmp_path / "theirs", tmp_path / "other"
+    other.mkdir()
+    (other / "mark").write_text("")
+    match what:
+        case "folder":
+            target.mkdir()
+            (target / "thesis.tex").write_text("years of work")
+        case "file":
+            target.write_text("years of work")
+        case "link":
+            target.symlink_to(other)
+        case _:
+            target.symlink_to(tmp_path / "nowhere")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(OutputError, match="left alone"), staged_folder(target, overwrite=True, mark="mark"):
+        pass
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_folder_that_cannot_be_made_is_one_message(tmp_path: Path) -> None:

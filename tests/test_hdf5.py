@@ -285,6 +285,7 @@ def test_keras_bfloat16_and_optimiser_state(tmp_path: Path) -> None:
 
 def test_names_that_no_encoding_has_are_refused(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "x.h5", "w") as file:
-        file[b"\xff"] = np.zeros(2, "<f4")
+        file["layers/conv3d/vars/0"] = np.zeros((1, 1, 1, 1, 1), "<f4")
+        file["layers/conv3d/vars"].attrs.create("name", b"\xff", dtype=h5py.string_dtype())
     with pytest.raises(FormatError, match="which is not text"):
         Hdf5File(tmp_path / "x.h5")

@@ -241,7 +241,7 @@ def test_an_ssl_error_while_reading_counts_as_unavailable(release: Release, monk
         raise ssl.SSLError("bad record mac")
 
     monkeypatch.setattr("http.client.HTTPResponse.read", fail)
-    with pytest.raises(sources.SourceUnavailableError, match="the connection broke .*bad record mac"):
+    with pytest.raises(sources.SourceUnavailableError, match=r"the connection broke .*bad record mac"):
         sources.locate(release)
 
 

@@ -8,11 +8,13 @@ import numpy as np
 
 from vidweights.dialects import Recognition, recognise
 from vidweights.dialects.base import Constant, Row, Stored
+from vidweights.dtypes import widened
 from vidweights.errors import PlanError
 from vidweights.formats.base import Checkpoint
 from vidweights.layout import Array, Shape, relayout, reshape
 from vidweights.plan import FactDifference, fact_differences
 from vidweights.progress import Progress, silent
+from vidweights.run import constant
 
 
 @dataclass(frozen=True)
@@ -108,26 +110,33 @@ class _Side:
         except ValueError:
             return info.shape
 
-    def read(self, row: Row) -> Array:
+    def read(self, row: Row, dtype: str) -> Array:
         if isinstance(row.place, Constant):
-            return np.full(row.tensor.shape, row.place.value, np.float32)
+            return np.full(row.tensor.shape, constant(row.place.value, dtype))
         stored = self.checkpoint.read(self.found.prefix + row.place.key)
         return relayout(stored, row.place.layout, row.tensor.layout)
+
+    def dtype(self, row: Row) -> str | None:
+        """The dtype of a tensor; None for a constant, which has whatever the other side has."""
+        if isinstance(row.place, Constant):
+            return None
+        return self.checkpoint.tensors[self.found.prefix + row.place.key].dtype
 
 
 def _compare(left: _Side, right: _Side, name: str) -> TensorDifference:
     shape_a, shape_b = left.shape(name), right.shape(name)
     if shape_a is None or shape_a != shape_b:
         return TensorDifference(name, shape_a, shape_b, equal=False)
-    a, b = left.read(left.rows[name]), right.read(right.rows[name])
-    equal = a.dtype == b.dtype and a.tobytes() == b.tobytes()
-    max_abs, relative = (0.0, 0.0) if equal else _distance(a, b)
+    dtype_a, dtype_b = left.dtype(left.rows[name]), right.dtype(right.rows[name])
+    dtype_a, dtype_b = dtype_a or dtype_b or "float32", dtype_b or dtype_a or "float32"
+    a, b = left.read(left.rows[name], dtype_a), right.read(right.rows[name], dtype_b)
+    equal = dtype_a == dtype_b and a.tobytes() == b.tobytes()
+    max_abs, relative = (0.0, 0.0) if equal else _distance(widened(a, dtype_a), widened(b, dtype_b))
     return TensorDifference(name, shape_a, shape_b, equal, max_abs, relative)
 
 
 def _distance(a: Array, b: Array) -> tuple[float, float]:
-    """(max |a - b|, ||a - b|| / ||b||) in float64; not a number where an element is not one."""
-    x, y = a.astype(np.float64), b.astype(np.float64)
-    norm = float(np.linalg.norm(y))
-    distance = float(np.linalg.norm(x - y))
-    return float(np.abs(x - y).max(initial=0.0)), distance / norm if norm else distance
+    """(max |a - b|, ||a - b|| / ||b||); not a number where an element is not one."""
+    norm = float(np.linalg.norm(b))
+    distance = float(np.linalg.norm(a - b))
+    return float(np.abs(a - b).max(initial=0.0)), distance / norm if norm else distance

@@ -7,8 +7,10 @@ never compute with them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -43,3 +45,10 @@ def _table() -> dict[str, Dtype]:
 DTYPES = _table()
 BY_SAFETENSORS = {dtype.safetensors: dtype for dtype in DTYPES.values()}
 BY_TENSORFLOW = {dtype.tensorflow: dtype for dtype in DTYPES.values()}
+
+
+def widened(array: NDArray[Any], dtype: str) -> NDArray[np.float64]:
+    """The values of an array in float64, those of bfloat16's 16-bit patterns included."""
+    if dtype == "bfloat16":  # the upper half of a float32's bits
+        array = (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return array.astype(np.float64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import os
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -96,35 +97,46 @@ class HashedFile:
         return self._sha256.hexdigest()
 
 
-def refuse_existing(target: Path) -> None:
+def refuse_existing(target: Path, *, overwrite: bool = False, mark: str = "") -> None:
     """Check that nothing is in the way of a new folder.
 
+    Args:
+        target: where the folder is to appear.
+        overwrite: whether a folder may be there that has the file `mark`, by which an older one of its kind is known.
+
     Raises:
-        OutputError: something is.
+        OutputError: something is in the way.
     """
-    if target.exists():
+    if not os.path.lexists(target):
+        return
+    ours = target.is_dir() and not target.is_symlink() and (target / mark).is_file()
+    if not overwrite:
+        advice = "Remove it, choose another --out, or give --overwrite." if ours else "Choose another --out."
+        raise OutputError(f"{target} exists already; nothing was written. {advice}")
+    if not ours:
         raise OutputError(
-            f"{target} exists already; nothing was written. Remove it, choose another --out, or give --overwrite."
+            f"{target} is not a folder of the kind that would replace it (it has no {mark}), so it was left alone. "
+            "Choose another --out."
         )
 
 
 @contextmanager
-def staged_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def staged_folder(target: Path, *, overwrite: bool = False, mark: str = "") -> Iterator[Path]:
     """A temporary folder beside `target` that takes its place when the block ends well, and vanishes if not.
 
     An interrupt or an error (a full disk among them) leaves nothing behind and an existing target untouched.
 
     Raises:
-        OutputError: the target exists and `overwrite` is not set, or the disk refuses.
+        OutputError: something is in the way (see `refuse_existing`), or the disk refuses.
     """
-    if not overwrite:
-        refuse_existing(target)
+    refuse_existing(target, overwrite=overwrite, mark=mark)
     stage = target.parent / f".{target.name}-{secrets.token_hex(4)}"
     try:
         # Inside the block that cleans up: an interrupt can come as soon as the folder is there.
         _make(stage)
         yield stage
-        _replace(stage, target, overwrite=overwrite)
+        refuse_existing(target, overwrite=overwrite, mark=mark)  # it may have appeared in the meantime
+        _replace(stage, target)
     except OSError as error:
         raise OutputError(f"cannot write {target}: {error.strerror or error}. Nothing was left behind.") from error
     finally:
@@ -154,10 +166,8 @@ def _make(stage: Path) -> None:
         raise OutputError(f"cannot write in {stage.parent}: {error.strerror}. Choose another --out.") from error
 
 
-def _replace(stage: Path, target: Path, *, overwrite: bool) -> None:
+def _replace(stage: Path, target: Path) -> None:
     """Rename `stage` to `target`; what stood there is removed only after the new folder is in place."""
-    if not overwrite:
-        refuse_existing(target)  # it may have appeared in the meantime
     if not target.exists():
         stage.rename(target)
         return

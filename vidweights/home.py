@@ -4,19 +4,33 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
+from contextlib import suppress
 from pathlib import Path
 
-from vidweights.errors import IntegrityError
+from vidweights.errors import IntegrityError, UsageError
 from vidweights.files import sha256_of
 
 
 def home() -> Path:
     """The folder of vidweights: `$VIDWEIGHTS_HOME`, or the platform's cache folder."""
     if path := os.environ.get("VIDWEIGHTS_HOME"):
-        return Path(path).expanduser()
+        return expanded(path)
     from platformdirs import user_cache_path
 
     return user_cache_path("vidweights", appauthor=False)
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with `~` resolved.
+
+    Raises:
+        UsageError: it names the home of a user that there is not.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{path}: {error}") from error
 
 
 def weights_folder(name: str) -> Path:
@@ -60,10 +74,11 @@ def _read(memory: Path) -> dict[str, list[object]]:
 
 def _write(memory: Path, known: dict[str, list[object]]) -> None:
     """Remember; a home that cannot be written only means that the next load hashes again."""
-    temporary = memory.with_name(f"{memory.name}.{os.getpid()}")
+    temporary = memory.with_name(f"{memory.name}.{secrets.token_hex(4)}")
     try:
         memory.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(json.dumps(known), encoding="utf-8")
         temporary.replace(memory)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from vidweights import catalog, dialects, folder, formats, home, models, plan
 from vidweights.catalog import Release
-from vidweights.errors import FormatError, PlanError, UnavailableError, UsageError
+from vidweights.errors import FormatError, OutputError, PlanError, UnavailableError, UsageError
 from vidweights.families import FAMILIES
 from vidweights.folder import FolderConfig
 from vidweights.layout import Array
@@ -94,7 +95,11 @@ def download(name: str) -> Path:
     if record.folder is None:
         from vidweights import _converters
 
-        _converters.port(name, validate=False)
+        try:
+            _converters.port(name, validate=False)
+        except OutputError:
+            if record.folder is None:  # unless another process was faster
+                raise
     return home.weights_folder(name)
 
 
@@ -170,9 +175,10 @@ def _path(source: str | Path) -> Path:
     """The path that a name or a path means."""
     if isinstance(source, str) and source in catalog.names():
         return download(source)
-    path = Path(source).expanduser()
-    if path.exists() or path.with_name(path.name + ".index").exists():
-        return path
+    path = home.expanded(source)
+    with suppress(OSError):  # a name that is too long, say
+        if path.name and (path.exists() or path.with_name(path.name + ".index").exists()):
+            return path
     raise UsageError(
         f"{str(source)!r} is neither a file or folder here nor the name of a release; "
         f"the releases are: {', '.join(catalog.names())}"

@@ -159,7 +159,7 @@ def _download(release: Release, folder: Path, progress: Progress) -> Path:
     """Fetch the published files, once; the folder appears when every file has its hash."""
     if os.environ.get("VIDWEIGHTS_OFFLINE"):
         raise UnavailableError("not tried: VIDWEIGHTS_OFFLINE is set")
-    with staged_folder(folder, overwrite=True) as stage:
+    with staged_folder(folder, overwrite=True, mark=release.files[0].name) as stage:
         for file in release.files:
             _fetch(f"{release.url}/{file.name}", stage / file.name, file, progress)
             check(stage / file.name, file)

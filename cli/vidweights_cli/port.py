@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import click
 
-from vidweights.errors import UnavailableError, ValidationError
+from vidweights.errors import UnavailableError, UsageError, ValidationError
 from vidweights_cli.output import clip_option, console, json_option, print_json, progress_bar, table
 from vidweights_converters import port as porting
 from vidweights_converters.port import Outcome, Request
@@ -72,6 +73,8 @@ def command(
         overwrite=overwrite,
         clip=clip,
     )
+    if clip is not None and (no_validate or dry_run):
+        raise UsageError("--clip is for the validation, which --no-validate and --dry-run leave out.")
     with progress_bar() as progress:
         outcomes = porting.plan_all(wanted, progress) if dry_run else porting.port_all(wanted, progress)
     if len(outcomes) == 1 and outcomes[0].error is not None:
@@ -98,7 +101,12 @@ def _fields(outcome: Outcome, dry_run: bool) -> dict[str, Any]:
     if dry_run:
         return {**fields, "plan": outcome.plan.to_json()}
     assert config is not None
-    return {**fields, "files": dict(config.files), "validation": outcome.report and outcome.report.to_json()}
+    return {
+        **fields,
+        "files": dict(config.files),
+        "left": _left(outcome),
+        "validation": outcome.report and outcome.report.to_json(),
+    }
 
 
 def _show(outcomes: tuple[Outcome, ...]) -> None:
@@ -106,11 +114,18 @@ def _show(outcomes: tuple[Outcome, ...]) -> None:
         _show_report(outcome)
     table(("checkpoint", "result", "where, or why not"), [_row(outcome) for outcome in outcomes])
     for outcome in outcomes:
+        for reason, count in _left(outcome).items():
+            click.echo(f"{outcome.request.name}: {count} tensors of the source were left: {reason}")
         for fact in outcome.plan.differences if outcome.plan else ():
             click.echo(f"{outcome.request.name}: the {fact.fact.replace('_', ' ')} differs in the code of the target.")
             click.echo(f"  source  {fact.source}\n  target  {fact.target}")
     if any(isinstance(outcome.error, UnavailableError) for outcome in outcomes):
         click.echo("To port one that is not here: vidweights port RELEASE --checkpoint NAME says what to fetch.")
+
+
+def _left(outcome: Outcome) -> Counter[str]:
+    """How many tensors of the source were left, by reason."""
+    return Counter(reason for _, reason in outcome.plan.ignored) if outcome.plan else Counter()
 
 
 def _show_report(outcome: Outcome) -> None:

@@ -210,17 +210,26 @@ def port(request: Request, progress: Progress = silent) -> Outcome:
     Raises:
         VidweightsError: see `opened`; and ValidationError, OutputError, UnavailableError (no reference installed).
     """
-    if not request.overwrite:
-        refuse_existing(request.folder)
+    refuse_existing(request.folder, overwrite=request.overwrite, mark=CONFIG)
+    _keep_the_source(request)
     with opened(request, progress) as (source, checkpoint, planned):
         proof = _Proof(request, checkpoint, planned) if request.validate else None
-        with staged_folder(request.folder, overwrite=request.overwrite) as stage:
+        with staged_folder(request.folder, overwrite=request.overwrite, mark=CONFIG) as stage:
             config = _write(request, checkpoint, planned, stage, progress)
             report = proof.run(stage, config, planned, progress) if proof else None
             if report is not None:
                 write_json(stage / VALIDATION, report.to_json())
             card.write(stage, config)
     return Outcome(request, planned, source.origin, config, report)
+
+
+def _keep_the_source(request: Request) -> None:
+    """Refuse a folder that would replace what it is made from."""
+    if request.weights is None:
+        return
+    source, folder = request.weights.resolve(), request.folder.resolve()
+    if folder == source or folder in source.parents:
+        raise OutputError(f"{request.folder} would replace the --weights that it is made from. Choose another --out.")
 
 
 def _write(request: Request, checkpoint: Checkpoint, planned: Plan, stage: Path, progress: Progress) -> FolderConfig:
@@ -360,6 +369,8 @@ def validate_folder(
         raise UsageError(f"{folder} was made from a checkpoint outside the catalog; give it with --weights.")
     request = Request(config.name, release, weights, config.speaks, config.format, folder.parent, clip=clip)
     with opened(request, progress) as (_, checkpoint, planned):
+        if release is None:
+            _check_source(folder, config, checkpoint)
         try:
             report = _Proof(request, checkpoint, planned).run(folder, config, planned, progress)
         except ValidationError as error:
@@ -368,6 +379,16 @@ def validate_folder(
             raise
     _record(folder, config, report)
     return report
+
+
+def _check_source(folder: Path, config: FolderConfig, checkpoint: Checkpoint) -> None:
+    """Refuse another source than the one that a folder of a person's own was made from."""
+    found = {path.name: sha256_of(path) for path in checkpoint.files}
+    if set(found.values()) != set(config.source.files.values()):
+        raise IntegrityError(
+            f"{checkpoint.path} is not what {folder} was made from: found SHA-256 {', '.join(found.values())}, "
+            f"expected {', '.join(config.source.files.values())}. Give the file that was ported."
+        )
 
 
 def _record(folder: Path, config: FolderConfig, report: Report) -> None:

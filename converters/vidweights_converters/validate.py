@@ -11,15 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from vidweights import dialects, formats, models, plan
+from vidweights.dtypes import widened
 from vidweights.errors import ValidationError
 from vidweights.files import sha256_of
 from vidweights.folder import FolderConfig
 from vidweights.formats.base import Checkpoint
-from vidweights.layout import Array
 from vidweights.plan import Plan
 from vidweights.progress import Progress, silent
 from vidweights.run import stream
@@ -111,7 +110,7 @@ def load(written: Checkpoint, config: FolderConfig) -> nn.Module:
     native = dialects.native(config.family)
     planned = plan.make(written.tensors, native, config=config.config, name=str(written.path))
     tensors = {
-        step.target.key: torch.from_numpy(_float32(array, step.dtype))
+        step.target.key: torch.from_numpy(widened(array, step.dtype).astype(np.float32))
         for step, array in stream(planned, written)
         if step.target
     }
@@ -119,12 +118,6 @@ def load(written: Checkpoint, config: FolderConfig) -> nn.Module:
         network = models.build(config.family, config.config)
     network.load_state_dict(tensors, strict=True, assign=True)
     return network.eval()
-
-
-def _float32(array: Array, dtype: str) -> NDArray[np.float32]:
-    if dtype == "bfloat16":  # the upper half of a float32's bits
-        return (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return np.array(array, np.float32)
 
 
 def failures(findings: Findings) -> Iterator[str]:
