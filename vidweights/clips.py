@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -255,8 +256,8 @@ def read_clip(path: Path, channels: int) -> NDArray[np.float32]:
     """
     wanted = f"expected an .npy file of float32 (1, T, H, W, {channels}) in [-1, 1]"
     try:
-        clip = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        clip = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, OverflowError, MemoryError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} cannot be read as a clip ({error}); {wanted}") from error
     if not isinstance(clip, np.ndarray) or clip.dtype != np.float32:
         raise InputError(f"{path} holds {getattr(clip, 'dtype', 'several arrays')}; {wanted}")

@@ -164,4 +164,4 @@ def validation_state(folder: Path, config: FolderConfig) -> str:
     report = read_validation(folder, config)
     if report is None:
         return "unvalidated"
-    return "passed" if report.get("passed") is True else "failed"
+    return "passed" if report.get("passed") is True and not report.get("failures") else "failed"

@@ -222,10 +222,14 @@ def _check_shapes(family: str, config: Any, tensors: Mapping[str, torch.Tensor])
 
 def _load_file(file: Path, device: str) -> dict[str, torch.Tensor]:
     try:
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ModuleNotFoundError as error:
         raise _no_torch() from error
-    return load_file(file, device=device)
+    try:
+        return load_file(file, device=device)
+    except SafetensorError as error:
+        raise FormatError(f"{file} is damaged ({error}). Make or fetch the folder again.") from error
 
 
 def _arrays(file: Path, dialect: str | None) -> dict[str, tuple[Array, str]]:

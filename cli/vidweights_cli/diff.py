@@ -9,7 +9,7 @@ import click
 
 from vidweights import compare, formats
 from vidweights.compare import TensorDifference
-from vidweights_cli.output import json_option, print_json, progress_bar, table
+from vidweights_cli.output import json_option, print_json, printable, progress_bar, table
 
 
 @click.command("diff")
@@ -49,7 +49,7 @@ def command(a: Path, b: Path, show_all: bool, as_json: bool) -> int:
         table(("tensor", "A", "B", "max |A-B|", "relative L2"), [_row(d) for d in shown])
     for side, keys in (("A", comparison.only_a), ("B", comparison.only_b)):
         for key in keys:
-            click.echo(f"only in {side}, and no tensor of the network: {key}")
+            click.echo(f"only in {side}, and no tensor of the network: {printable(key)}")
     click.echo(f"{len(differences) - len(unequal)} of {len(differences)} tensors are equal, bit for bit")
     return 0 if comparison.equal else 1
 

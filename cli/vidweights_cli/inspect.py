@@ -13,7 +13,7 @@ from vidweights.errors import PlanError
 from vidweights.formats.base import Checkpoint
 from vidweights.identity import Match
 from vidweights.progress import Progress
-from vidweights_cli.output import json_option, megabytes, print_json, progress_bar, table
+from vidweights_cli.output import json_option, megabytes, print_json, printable, progress_bar, table
 
 
 @click.command("inspect")
@@ -101,7 +101,7 @@ def _show(checkpoint: Checkpoint, found: Recognition | None, matches: tuple[Matc
         rows = [(i.key, " x ".join(map(str, i.shape)) or "scalar", i.dtype) for i in checkpoint.tensors.values()]
         table(("key", "shape", "dtype"), rows)
         for key, what in checkpoint.others.items():
-            click.echo(f"{key}: {what}")
+            click.echo(printable(f"{key}: {what}"))
 
 
 def _prefix(found: Recognition) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import json
+import signal
 import sys
 
 import click
 
 from vidweights import __version__
 from vidweights.errors import OutputError, VidweightsError
+from vidweights_cli.output import printable
 
 # command: (module, what --help says of it); a command's module is imported when the command runs.
 _COMMANDS = {
@@ -61,8 +63,11 @@ def group() -> None:
 def main() -> None:
     """Run the command line; the process leaves with one of the documented exit codes."""
     arguments = sys.argv[1:]
+    for ending in ("SIGTERM", "SIGHUP"):  # they clean up as Ctrl-C does
+        if hasattr(signal, ending):
+            signal.signal(getattr(signal, ending), _interrupt)
     try:
-        sys.exit(group.main(arguments, prog_name="vidweights", standalone_mode=False) or 0)
+        code = group.main(arguments, prog_name="vidweights", standalone_mode=False) or 0
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.ClickException as error:
@@ -74,15 +79,22 @@ def main() -> None:
     except VidweightsError as error:
         _tell(error, as_json="--json" in arguments)
         sys.exit(error.exit_code)
+    except SystemExit:
+        code = 0  # what click raises here, and only then, is for a reader of its output that has gone
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
     except OSError as error:
         _tell(OutputError(f"the system refused: {error}"), as_json="--json" in arguments)
         sys.exit(OutputError.exit_code)
+    sys.exit(code)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _tell(error: VidweightsError, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"error": {"type": type(error).__name__, "message": str(error)}}))
-    click.echo(f"vidweights: {error}", err=True)
+    click.echo(f"vidweights: {printable(str(error))}", err=True)

@@ -37,8 +37,17 @@ def console() -> Console:
     """Standard output as rich prints to it: as wide as the terminal, and not wrapped where there is none."""
     from rich.console import Console
 
-    out = Console(highlight=False)
-    return out if out.is_terminal else Console(highlight=False, width=max(out.width, 200))
+    class Output(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # which main() takes for what it is: a reader that has seen enough
+
+    out = Output(highlight=False)
+    return out if out.is_terminal else Output(highlight=False, width=max(out.width, 200))
+
+
+def printable(text: str) -> str:
+    """The text with its control characters escaped; a name in a file must not steer the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -48,7 +57,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
     grid = Table(*headings, box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for row in rows:
-        grid.add_row(*map(Text, row))  # Text: a bracket in a name is a bracket, not markup
+        grid.add_row(*(Text(printable(cell)) for cell in row))  # Text: a bracket in a name is no markup
     console().print(grid)
 
 

@@ -147,7 +147,7 @@ def _row(outcome: Outcome) -> tuple[str, str, str]:
     attempts = getattr(outcome.error, "attempts", None)
     if attempts is not None:
         return name, "unavailable", "\n".join(f"{place}: {reason}" for place, reason in attempts)
-    return name, "failed", str(outcome.error)
+    return name, "unavailable" if isinstance(outcome.error, UnavailableError) else "failed", str(outcome.error)
 
 
 def _show_plans(outcomes: tuple[Outcome, ...]) -> None:

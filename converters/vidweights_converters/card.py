@@ -9,13 +9,14 @@ from string import Template
 from typing import Any
 
 from vidweights import dialects
-from vidweights.folder import CARD, FolderConfig, read_validation, shown_input
+from vidweights.errors import FormatError
+from vidweights.folder import CARD, VALIDATION, FolderConfig, read_validation, shown_input
 from vidweights_converters.report import Report
 
 _STATUS = {
-    None: "**Not validated.** Nobody has shown that these weights compute what the release computes.",
-    False: "**Validation failed.** These weights do not compute what the release computes.",
-    True: "**Validated**: it computes what the release computes; the figures are under *What was checked*.",
+    None: "**Not validated.** Nobody has shown that these weights compute what their source computes.",
+    False: "**Validation failed.** These weights do not compute what their source computes.",
+    True: "**Validated**: it computes what its source computes; the figures are under *What was checked*.",
 }
 
 
@@ -31,10 +32,7 @@ def render(config: FolderConfig, validation: Mapping[str, Any] | None) -> str:
     body = Template(resources.files("vidweights_cards").joinpath("template.md").read_text(encoding="utf-8"))
     return _metadata(config, licence) + body.substitute(
         title=release.get("title", config.name),
-        name=config.name,
-        load=config.name
-        if config.release and config.speaks is dialects.native(config.family)
-        else "path/to/this/folder",
+        example=_example(config),
         status=_STATUS[None if validation is None else bool(validation.get("passed"))],
         family=config.family,
         config=_pairs(config.config.to_json()),
@@ -50,6 +48,17 @@ def render(config: FolderConfig, validation: Mapping[str, Any] | None) -> str:
         input=_input(config.input),
         checks=_checks(validation),
         facts="\n".join(f"- {fact.replace('_', ' ')}: {value}" for fact, value in config.facts.items()),
+    )
+
+
+def _example(config: FolderConfig) -> str:
+    """How to load the folder; a release is loaded by its name, and knows its preprocessing."""
+    if config.release is None or config.speaks is not dialects.native(config.family):
+        return 'import vidweights\n\nmodel = vidweights.load("path/to/this/folder")'
+    return (
+        f'import vidweights\n\nmodel = vidweights.load("{config.name}")\n'
+        f'transform = vidweights.weights("{config.name}").transforms()\n'
+        "logits = model(transform(frames)[None])"
     )
 
 
@@ -92,7 +101,10 @@ def _input(fields: Mapping[str, Any] | None) -> str:
 def _checks(validation: Mapping[str, Any] | None) -> str:
     if validation is None:
         return "Nothing. Run `vidweights validate` on this folder."
-    report = Report.from_json(validation)
+    try:
+        report = Report.from_json(validation)
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError(f"{VALIDATION} lacks or misnames {error}. Run: vidweights validate FOLDER") from error
     lines = ["| reference | clip (T x H x W) | max difference / largest logit | tolerance |", "|---|---|---|---|"]
     lines += [
         f"| {one.name} ({one.version}) | {clip.name} | {clip.max_relative:.1e} | {one.tolerance:.1e} |"
@@ -100,14 +112,16 @@ def _checks(validation: Mapping[str, Any] | None) -> str:
         for clip in one.clips
     ]
     made = [fault for fault in report.faults if fault.ratio is not None]
-    least = min(made, key=lambda fault: fault.ratio or 0)
     covered = sum(share > 0 for share in report.coverage.values())
     trip = report.round_trip
     lines += [
         "",
         f"- {covered} of {len(report.coverage)} tensors have an effect on the logits.",
-        f"- {len(made)} deliberate faults were made; the one that shows least ({least.layer}: {least.fault}) moves the "
-        f"logits by {least.ratio:,.0f} tolerances.",
+        *(
+            f"- {len(made)} deliberate faults were made; the one that shows least ({fault.layer}: {fault.fault}) moves "
+            f"the logits by {fault.ratio:,.0f} tolerances."
+            for fault in sorted(made, key=lambda fault: fault.ratio or 0)[:1]
+        ),
         f"- {trip.tensors - len(trip.differing)} of {trip.tensors} tensors come back to the source bit for bit.",
         *(f"- **Failed:** {failure}" for failure in report.failures),
         "",

@@ -144,7 +144,7 @@ INPUTS_REVERSED = _involution(
 )
 OUTPUTS_REVERSED = _involution("output channels reversed", _kernel(lambda k: k.flip(0)))
 LEFT_OUT = Fault("kernel left out", _kernel(torch.zeros_like), _never)
-NO_BIAS = Fault("bias left out", _without_bias, _never)
+NO_BIAS = Fault("bias left out", _without_bias, _never, "the bias is zero")
 ZERO_FILL = Fault(
     "max-pool padded with zero",
     _with_fill(0.0),

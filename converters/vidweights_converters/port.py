@@ -19,6 +19,7 @@ from vidweights.dialects.base import Dialect
 from vidweights.errors import (
     IntegrityError,
     OutputError,
+    PlanError,
     UnavailableError,
     UsageError,
     ValidationError,
@@ -155,8 +156,8 @@ def requests(
 def _own_name(weights: Path) -> str:
     """The folder name of a person's own checkpoint: the name of its file, without what follows the first dot."""
     name = weights.resolve().name.split(".")[0]
-    if not name:
-        raise UsageError(f"--weights {weights}: its name gives no name for the folder; rename it.")
+    if not name or not name.isprintable():  # bytes that are no UTF-8 come as surrogates, which do not print
+        raise UsageError(f"--weights {str(weights)!r}: its name gives no name for the folder; rename it.")
     if name in catalog.names():
         raise UsageError(
             f"--weights {weights} has the name of a release. If it is that release, run: vidweights port {name} "
@@ -404,9 +405,17 @@ def port_all(wanted: Sequence[Request], progress: Progress = silent) -> tuple[Ou
     for request in wanted:
         try:
             outcomes.append(port(request, progress))
+        except (PlanError, IntegrityError) as error:
+            given = request.weights is not None and len(wanted) > 1
+            outcomes.append(Outcome(request, error=_elsewhere(request, error) if given else error))
         except VidweightsError as error:
             outcomes.append(Outcome(request, error=error))
     return tuple(outcomes)
+
+
+def _elsewhere(request: Request, error: VidweightsError) -> UnavailableError:
+    """One path was given for a whole collection: it holds another checkpoint than this one."""
+    return UnavailableError(f"{request.weights} does not hold it: {str(error).splitlines()[0]}")
 
 
 def failure(outcomes: Sequence[Outcome]) -> VidweightsError | None:

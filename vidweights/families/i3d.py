@@ -70,6 +70,8 @@ class Mixed:
 Layer = Unit | Pool | Mixed
 
 STEM_CHANNELS = 64
+# Above any network; a configuration from a file must not make one that fills the memory.
+_MOST = 1 << 20
 
 _LAYERS: tuple[Layer, ...] = (
     Unit("Conv3d_1a_7x7", STEM_CHANNELS, (7, 7, 7), (2, 2, 2)),
@@ -110,8 +112,10 @@ class I3DConfig:
     depth_multiplier: float = 1.0
 
     def __post_init__(self) -> None:
-        stem = self.depth_multiplier * STEM_CHANNELS
-        if self.in_channels < 1 or self.num_classes < 0 or stem < 1 or stem != int(stem):
+        counts = (self.in_channels, self.num_classes)
+        whole = all(type(count) is int and 0 <= count < _MOST for count in counts)
+        stem = self.depth_multiplier * STEM_CHANNELS if isinstance(self.depth_multiplier, int | float) else 0
+        if not whole or not self.in_channels or not 1 <= stem < _MOST or stem != int(stem):
             raise UsageError(
                 f"{self}: expected in_channels >= 1, num_classes >= 0 (0 leaves the head out) and a "
                 f"depth_multiplier that is a positive multiple of 1/{STEM_CHANNELS}"

@@ -375,7 +375,7 @@ class TwoStreamI3D(nn.Module):
     Source: evaluate_sample.py of google-deepmind/kinetics-i3d, `eval_type` joint.
 
     Raises:
-        UsageError: the two do not have the same classes.
+        UsageError: the two do not have the same classes, or take the same input.
     """
 
     def __init__(self, rgb: I3D, flow: I3D) -> None:
@@ -385,7 +385,12 @@ class TwoStreamI3D(nn.Module):
                 f"the RGB network has {rgb.config.num_classes} classes, the flow network {flow.config.num_classes}; "
                 "expected two heads over the same classes"
             )
+        if rgb.config.in_channels == flow.config.in_channels:
+            raise UsageError(
+                f"both networks take {rgb.config.in_channels} channels; expected one for RGB, one for flow"
+            )
         self.rgb, self.flow = rgb, flow
+        self.train(rgb.training)
 
     def forward(self, rgb: Tensor, flow: Tensor) -> Tensor:
         """The sum of the logits of both streams.
@@ -398,7 +403,9 @@ class TwoStreamI3D(nn.Module):
             (N, num_classes).
 
         Raises:
-            InputError: as for `I3D.forward`.
+            InputError: as for `I3D.forward`, or not as many clips of each.
         """
+        if len(rgb) != len(flow):
+            raise InputError(f"{len(rgb)} RGB clips and {len(flow)} flow clips; expected the two of each video")
         logits: Tensor = self.rgb(rgb) + self.flow(flow)
         return logits

@@ -57,7 +57,8 @@ def choose(source: Checkpoint, tensorflow_source: Callable[[], Path | None]) -> 
         raise UnavailableError(
             "no independent reference can judge this port, so nothing was written:\n"
             + "\n".join(f"  {one.name}: {one.reason}" for one in absent)
-            + "\nInstall one, or port with --no-validate; the folder then counts as unvalidated."
+            + ("\nInstall one, or port" if any(lacking.values()) else "\nPort")
+            + " with --no-validate; the folder then counts as unvalidated."
         )
     return Selection(found, absent)
 
