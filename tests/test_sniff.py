@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 import pickle
 import tarfile
 import zipfile
@@ -187,3 +188,13 @@ def test_an_unknown_format_to_write_lists_the_known_ones() -> None:
 @pytest.mark.parametrize("container", list(formats.WRITERS))
 def test_every_writer_is_found_by_its_name(container: str) -> None:
     assert issubclass(formats.writer(container), Writer)
+
+
+@pytest.mark.parametrize("special", ["device", "pipe"])
+def test_what_is_no_file_is_refused_without_reading_it(tmp_path: Path, special: str) -> None:
+    path = Path("/dev/zero")
+    if special == "pipe":
+        path = tmp_path / "pipe"
+        os.mkfifo(path)
+    with pytest.raises(FormatError, match="expected a file"):
+        sniff(path)

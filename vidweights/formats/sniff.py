@@ -46,12 +46,14 @@ def sniff(path: Path) -> str:
     Raises:
         FormatError: it is something else, is empty, or cannot be read; the message says what it is.
     """
+    if path.exists() and not path.is_file():
+        raise FormatError(f"{path} is a device, a pipe or a socket; expected a file.")
     try:
         with path.open("rb") as file:
             head = file.read(HEAD)
             size = file.seek(0, 2)
             file.seek(max(0, size - 8))
-            tail = file.read()
+            tail = file.read(8)
     except OSError as error:
         raise FormatError(f"{path} cannot be read: {error.strerror}.") from error
     # The length of a header (eight bytes) may begin as any other format does; its last bytes and the brace do not.
