@@ -197,4 +197,4 @@ def test_what_is_no_file_is_refused_without_reading_it(tmp_path: Path, special: 
         path = tmp_path / "pipe"
         os.mkfifo(path)
     with pytest.raises(FormatError, match="expected a file"):
-        sniff(path)
+        formats.sniff(path)
