@@ -232,6 +232,11 @@ def test_importing_the_clips_imports_no_framework() -> None:
     assert done.stdout.split() == ["False", "False"]
 
 
+def test_black_frames_are_black_in_any_dtype() -> None:
+    black = np.zeros((2, 8, 9, 3), np.uint8)
+    assert torch.equal(ClipTransform(SMALL)(black.astype(np.float32)), ClipTransform(SMALL)(black))
+
+
 def test_a_clip_is_read_as_deepmind_ships_it(tmp_path: Path) -> None:
     frames = np.random.default_rng(0).uniform(-1, 1, (1, 5, 6, 7, 2)).astype(np.float32)
     np.save(tmp_path / "clip.npy", frames)

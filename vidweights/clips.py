@@ -107,7 +107,7 @@ class ClipTransform:
         """Transform the frames of one clip, in time order and at the preprocessing's `fps`.
 
         Args:
-            frames: for RGB (T, H, W, 3), red first, uint8, or floats in [0, 255] whose largest is above 1; for flow
+            frames: for RGB (T, H, W, 3), red first, uint8, or floats in [0, 255] and not scaled to [0, 1]; for flow
                 (T, H, W, 2), x first, floats in pixels.
 
         Returns:
@@ -197,7 +197,7 @@ def _check_values(pixels: torch.Tensor, channels: str) -> None:
         raise InputError(f"{seen}; expected finite numbers")
     if channels == "rgb" and (low < 0 or high > 255):
         raise InputError(f"{seen}; expected uint8, or floats in [0, 255]. Are they scaled already, or normalised?")
-    if channels == "rgb" and high <= 1:
+    if channels == "rgb" and 0 < high <= 1:  # black frames are black in either scale
         raise InputError(
             f"{seen}; expected uint8, or floats in [0, 255]. They look scaled to [0, 1]: give the decoded frames "
             "as uint8, or multiply by 255."

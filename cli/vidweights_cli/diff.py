@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,11 @@ def _fields(d: TensorDifference) -> dict[str, Any]:
         "equal": d.equal,
         "shape_a": d.shape_a,
         "shape_b": d.shape_b,
-        "max_abs": d.max_abs,
-        "relative_l2": d.relative_l2,
+        "max_abs": _finite(d.max_abs),
+        "relative_l2": _finite(d.relative_l2),
     }
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return value if value is not None and math.isfinite(value) else None
