@@ -172,7 +172,7 @@ def test_the_criterion_is_the_tolerance_times_the_largest_logit(share: float, pa
     """One logit is moved by a share of what the largest logit and the reference's own gap allow."""
     reference = StandIn(source_arrays())
     model = calibrated()
-    exact, rough = (reference.endpoints(CLIP, p)["Logits"] for p in ("float64", "float32"))
+    exact, rough = (reference.endpoints(CLIPS[0].array, p)["Logits"] for p in ("float64", "float32"))
     largest = float(np.abs(rough).max())
     tolerance = max(1e-5, 4 * float(np.abs(exact - rough).max() / np.abs(exact).max()))
     with torch.no_grad():
