@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from networks import NARROW, InMemory, canonical, stored
 
-from vidweights import dialects, plan
+from vidweights import dialects, plan, run
 from vidweights.errors import PlanError
 from vidweights.families.i3d import I3DConfig
 from vidweights.layout import Array
@@ -145,3 +145,16 @@ def test_two_networks_in_one_file_are_refused_with_both_prefixes() -> None:
     with pytest.raises(PlanError, match="several networks") as caught:
         plan.make(InMemory(both).tensors, NATIVE)
     assert set(caught.value.lists["prefixes"]) == {"'model.'", "'ema.'"}
+
+
+def test_large_tensors_that_share_their_memory_are_each_right_while_they_are_held(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(run, "_LARGE", 100)
+    monkeypatch.setattr(run, "_AHEAD", 1000)
+    source, expected = InMemory(checkpoint()), canonical(NARROW)
+    seen = {}
+    for step, array in stream(plan.make(source.tensors, NATIVE), source, reuse=True):
+        seen[step.tensor.name] = bool((array == expected[step.tensor.name]).all())
+    assert seen.keys() == expected.keys()
+    assert all(seen.values())

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vidweights.dtypes import DTYPES
 from vidweights.errors import PlanError
@@ -14,11 +15,16 @@ from vidweights.formats.base import Checkpoint
 from vidweights.layout import Array, relayout
 from vidweights.plan import Plan, Step
 
-# Bytes that may be prepared ahead of the writer, beside the largest tensor of the checkpoint.
+# From how many bytes on a tensor is large: one is held at a time, in memory that all of them share. Fresh memory for
+# each would cost the system more than the permutation does.
+_LARGE = 32 << 20
+# Bytes of other tensors that may be prepared ahead of the writer.
 _AHEAD = 64 << 20
 
 
-def stream(plan: Plan, source: Checkpoint, order: Callable[[Step], int] | None = None) -> Iterator[tuple[Step, Array]]:
+def stream(
+    plan: Plan, source: Checkpoint, order: Callable[[Step], int] | None = None, *, reuse: bool = False
+) -> Iterator[tuple[Step, Array]]:
     """The tensors of a plan's target, one at a time.
 
     A second thread reads, checks and permutes the next tensors while the caller writes this one. Tensors that
@@ -28,29 +34,40 @@ def stream(plan: Plan, source: Checkpoint, order: Callable[[Step], int] | None =
         plan: what becomes what.
         source: the checkpoint that the plan was made for.
         order: sorts the steps; the plan's own order if not given.
+        reuse: for a caller who is done with each array before asking for the next; large ones share their memory.
 
     Raises:
         FormatError: a tensor's bytes are damaged.
         PlanError: a tensor that the target cannot store differs from the constant that it would be read as.
     """
     steps = deque(plan.steps if order is None else sorted(plan.steps, key=order))
-    budget = _AHEAD + max(map(_nbytes, steps), default=0)
+    large = [step for step in steps if _nbytes(step) > _LARGE]
+    scratch = np.empty(max(map(_nbytes, large), default=0), np.uint8) if reuse else None
     pending: deque[tuple[Step, Future[Array]]] = deque()
     with ThreadPoolExecutor(1, thread_name_prefix="vidweights-read") as pool:
         try:
-            held = 0
+            held: list[Step] = []
             while steps or pending:
-                while steps and held + _nbytes(steps[0]) <= budget:
-                    held += _nbytes(steps[0])
-                    pending.append((steps[0], pool.submit(produce, steps.popleft(), source)))
+                while steps and _fits(steps[0], held):
+                    step = steps.popleft()
+                    held.append(step)
+                    place = scratch if _nbytes(step) > _LARGE else None
+                    pending.append((step, pool.submit(produce, step, source, place)))
                 step, future = pending.popleft()
                 array = future.result()
                 if step.target is not None:
                     yield step, array
                 del array, future
-                held -= _nbytes(step)
+                held.remove(step)
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _fits(step: Step, held: list[Step]) -> bool:
+    """Whether a tensor may be prepared beside those that are held: one large one, and `_AHEAD` bytes of others."""
+    if _nbytes(step) > _LARGE:
+        return all(_nbytes(other) <= _LARGE for other in held)
+    return sum(_nbytes(other) for other in held if _nbytes(other) <= _LARGE) + _nbytes(step) <= _AHEAD
 
 
 def _nbytes(step: Step) -> int:
@@ -60,7 +77,7 @@ def _nbytes(step: Step) -> int:
     return count * DTYPES[step.dtype].storage.itemsize
 
 
-def produce(step: Step, source: Checkpoint) -> Array:
+def produce(step: Step, source: Checkpoint, scratch: NDArray[np.uint8] | None = None) -> Array:
     """The tensor of one step, as the target stores it (or as the source does, where the target has no place for it)."""
     if step.source is None:
         assert step.constant is not None
@@ -69,7 +86,7 @@ def produce(step: Step, source: Checkpoint) -> Array:
     if step.target is None:
         _check_constant(step, stored)
         return stored
-    return relayout(stored, step.source.layout, step.target.layout)
+    return relayout(stored, step.source.layout, step.target.layout, scratch)
 
 
 def constant(value: float, dtype: str) -> Array:

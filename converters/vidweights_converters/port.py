@@ -41,7 +41,7 @@ from vidweights.folder import (
     write_json,
 )
 from vidweights.formats.base import Checkpoint, Writer
-from vidweights.plan import Plan
+from vidweights.plan import Plan, Step
 from vidweights.progress import Progress, silent
 from vidweights.run import stream
 from vidweights_converters import card
@@ -278,7 +278,11 @@ def write_weights(
     total, done = sum(info.nbytes for info in outputs), 0
     writer = writer_type(folder / writer_type.file_name, outputs)
     try:
-        for step, array in stream(planned, checkpoint, lambda step: place[step.target.key] if step.target else -1):
+
+        def due(step: Step) -> int:
+            return place[step.target.key] if step.target else -1
+
+        for step, array in stream(planned, checkpoint, due, reuse=True):
             assert step.target is not None
             writer.write(step.target.key, array)
             done += array.nbytes
