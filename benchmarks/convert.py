@@ -24,7 +24,7 @@ from vidweights.families.i3d import I3DConfig
 from vidweights.formats.base import TensorInfo
 
 HERE = Path(__file__).parent
-PORT = [sys.executable, "-m", "vidweights_cli", "port", "--no-validate", "--overwrite"]
+PORT = [sys.executable, "-m", "vidweights_cli", "port", "--no-validate"]
 
 
 def main() -> None:
@@ -71,7 +71,8 @@ def small(folder: Path, index: Path, runs: int, skip_tensorflow: bool) -> None:
         commands["common route (TF session, torch.save)"] = [
             sys.executable, str(HERE / "common_route.py"), str(index), str(folder / "common.pt")
         ]  # fmt: skip
-    show(f"50 MB checkpoint, whole process, {runs} runs in turn", in_turn(commands, runs))
+    outputs = [folder / name for name in ("bare", "ported", "copy", "common.pt")]
+    show(f"50 MB checkpoint, whole process, {runs} runs in turn", in_turn(commands, runs, outputs))
 
 
 def offsets(index: Path) -> list[tuple[str, int, list[int]]]:
@@ -103,7 +104,7 @@ def large(folder: Path, runs: int) -> None:
         "cp of the data file": ["cp", str(data), str(folder / "large-copy")],
         "vidweights port --no-validate": [*PORT, "i3d", "--weights", str(index), "--out", str(folder / "ported")],
     }
-    results = in_turn(commands, min(runs, 3))
+    results = in_turn(commands, min(runs, 3), [folder / "large-copy", folder / "ported"])
     show(f"{data.stat().st_size / 1e9:.2f} GB bundle; its largest tensor has {largest:.0f} MiB", results)
     copy, port = results.values()
     print(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import statistics
 import subprocess
 import time
@@ -46,17 +47,20 @@ def _anonymous(pid: int) -> float:
     return int(line.split()[1]) / 1024 if line else 0.0
 
 
-def in_turn(commands: Mapping[str, Command], runs: int) -> dict[str, Measured]:
-    """Each command `runs` times, A B C A B C ..., after one run of each that is not counted; medians."""
-    for command in commands.values():
-        run(command)
+def in_turn(commands: Mapping[str, Command], runs: int, outputs: Sequence[Path] = ()) -> dict[str, Measured]:
+    """Each command `runs` times, A B C A B C ..., after one run of each that is not counted; medians.
+
+    `outputs` are removed before each run, and what was written before is on the disk, so that no run pays for another.
+    """
     results: dict[str, list[Measured]] = {name: [] for name in commands}
-    for _ in range(runs):
+    for _ in range(runs + 1):
         for name, command in commands.items():
+            for output in outputs:
+                shutil.rmtree(output) if output.is_dir() else output.unlink(missing_ok=True)
             os.sync()
             results[name].append(run(command))
     return {
-        name: Measured(statistics.median(m.seconds for m in ms), max(m.anonymous for m in ms))
+        name: Measured(statistics.median(m.seconds for m in ms[1:]), max(m.anonymous for m in ms[1:]))
         for name, ms in results.items()
     }
 
