@@ -41,6 +41,11 @@ class Match:
         """Whether the checkpoint is the release."""
         return not self.differing
 
+    @property
+    def some(self) -> str:
+        """The first of the tensors that differ, for a message."""
+        return ", ".join(self.differing[:3]) + (", ..." if len(self.differing) > 3 else "")
+
 
 def crc32c(array: Array) -> int:
     """The CRC32C of an array's bytes."""

@@ -36,6 +36,11 @@ class Step:
     constant: float | None
     target_shape: Shape
 
+    @property
+    def nbytes(self) -> int:
+        """The number of bytes of the tensor in memory."""
+        return TensorInfo(self.tensor.name, self.tensor.shape, self.dtype).nbytes
+
     def to_json(self) -> dict[str, Any]:
         """The step as JSON values."""
         return {
@@ -226,7 +231,7 @@ def _step(source: Row, target: Row, prefix: str, infos: Mapping[str, TensorInfo]
 
 def fact_differences(source: Dialect, target: Dialect) -> tuple[FactDifference, ...]:
     """The facts of two released codes that differ."""
-    ours, theirs = ({**d.family.facts, **d.facts} for d in (source, target))
+    ours, theirs = source.all_facts, target.all_facts
     return tuple(
         FactDifference(fact, ours.get(fact), theirs.get(fact))
         for fact in {**ours, **theirs}

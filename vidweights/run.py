@@ -41,8 +41,8 @@ def stream(
         PlanError: a tensor that the target cannot store differs from the constant that it would be read as.
     """
     steps = deque(plan.steps if order is None else sorted(plan.steps, key=order))
-    large = [step for step in steps if _nbytes(step) > _LARGE]
-    scratch = np.empty(max(map(_nbytes, large), default=0), np.uint8) if reuse else None
+    large = [step for step in steps if step.nbytes > _LARGE]
+    scratch = np.empty(max((step.nbytes for step in large), default=0), np.uint8) if reuse else None
     pending: deque[tuple[Step, Future[Array]]] = deque()
     with ThreadPoolExecutor(1, thread_name_prefix="vidweights-read") as pool:
         try:
@@ -51,7 +51,7 @@ def stream(
                 while steps and _fits(steps[0], held):
                     step = steps.popleft()
                     held.append(step)
-                    place = scratch if _nbytes(step) > _LARGE else None
+                    place = scratch if step.nbytes > _LARGE else None
                     pending.append((step, pool.submit(produce, step, source, place)))
                 step, future = pending.popleft()
                 array = future.result()
@@ -65,16 +65,9 @@ def stream(
 
 def _fits(step: Step, held: list[Step]) -> bool:
     """Whether a tensor may be prepared beside those that are held: one large one, and `_AHEAD` bytes of others."""
-    if _nbytes(step) > _LARGE:
-        return all(_nbytes(other) <= _LARGE for other in held)
-    return sum(_nbytes(other) for other in held if _nbytes(other) <= _LARGE) + _nbytes(step) <= _AHEAD
-
-
-def _nbytes(step: Step) -> int:
-    count = 1
-    for n in step.tensor.shape:
-        count *= n
-    return count * DTYPES[step.dtype].storage.itemsize
+    if step.nbytes > _LARGE:
+        return all(other.nbytes <= _LARGE for other in held)
+    return sum(other.nbytes for other in held if other.nbytes <= _LARGE) + step.nbytes <= _AHEAD
 
 
 def produce(step: Step, source: Checkpoint, scratch: NDArray[np.uint8] | None = None) -> Array:

@@ -63,7 +63,7 @@ def _facts(checkpoint: Checkpoint, found: Recognition | None, matches: tuple[Mat
         "family": found.dialect.family.name if found else None,
         "dialect": found.dialect.name if found else None,
         "config": found.config.to_json() if found else None,
-        "facts": {**found.dialect.family.facts, **found.dialect.facts} if found else None,
+        "facts": found.dialect.all_facts if found else None,
         "releases": [
             {"name": m.release.name, "equal": m.equal, "total": m.total, "differing": list(m.differing)}
             for m in matches
@@ -94,7 +94,7 @@ def _show(checkpoint: Checkpoint, found: Recognition | None, matches: tuple[Matc
         click.echo(f"network   {found.dialect.family.name}, {config}")
         click.echo(f"dialect   {found.dialect.name} ({found.dialect.source})")
         click.echo(f"          {found.found} of the {found.expected} keys of that dialect" + _prefix(found))
-        for fact, value in {**found.dialect.family.facts, **found.dialect.facts}.items():
+        for fact, value in found.dialect.all_facts.items():
             click.echo(f"fact      {fact.replace('_', ' ')}: {value}")
         _show_matches(matches)
     if tensors:
@@ -117,6 +117,5 @@ def _show_matches(matches: tuple[Match, ...]) -> None:
     if not matches:
         click.echo("release   none: it shares no tensor with a release in the catalog")
     for match in matches[:1]:
-        some = ", ".join(match.differing[:3]) + (", ..." if len(match.differing) > 3 else "")
         click.echo(f"release   none; closest is {match.release.name}, {match.equal} of {match.total} tensors equal")
-        click.echo(f"          differing: {some}")
+        click.echo(f"          differing: {match.some}")

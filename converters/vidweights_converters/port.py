@@ -195,10 +195,10 @@ def _check_identity(checkpoint: Checkpoint, found: Recognition, release: Release
     """Refuse a checkpoint of the right shape that is not the release it was declared to be."""
     match = identity.compare(checkpoint, found, release, recorded=True)
     if not match.whole:
-        some = ", ".join(match.differing[:3]) + (", ..." if len(match.differing) > 3 else "")
         raise IntegrityError(
             f"{path} has the shape of {release.name} but is not it: {len(match.differing)} of {match.total} tensors "
-            f"differ ({some}). If it is a checkpoint of your own: vidweights port {release.family} --weights {path}"
+            f"differ ({match.some}). If it is a checkpoint of your own: "
+            f"vidweights port {release.family} --weights {path}"
         )
 
 
@@ -254,7 +254,7 @@ def _write(request: Request, checkpoint: Checkpoint, planned: Plan, stage: Path,
         format=request.format,
         main=main,
         files=files,
-        facts={**planned.source.family.facts, **planned.target.facts},
+        facts=planned.target.all_facts,
         source=record,
         input=dict(release.input) if release else None,
         release=provenance(release) if release else None,

@@ -86,6 +86,11 @@ class Dialect:
     order: Callable[[Tensor], Any] | None = None
     wrappable: bool = False
 
+    @property
+    def all_facts(self) -> dict[str, Any]:
+        """The facts of the released code: the family's, where the dialect has no other."""
+        return {**self.family.facts, **self.facts}
+
     def table(self, config: Any) -> tuple[Row, ...]:
         """The place of every canonical tensor of a configuration."""
         tensors: Iterable[Tensor] = self.family.tensors(config)

@@ -27,10 +27,7 @@ class TensorInfo:
     @property
     def nbytes(self) -> int:
         """The number of bytes of the tensor in memory."""
-        count = 1
-        for n in self.shape:
-            count *= n
-        return count * DTYPES[self.dtype].storage.itemsize
+        return math.prod(self.shape) * DTYPES[self.dtype].storage.itemsize
 
 
 def checked_shape(shape: Iterable[Any], where: str) -> Shape:
