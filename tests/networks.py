@@ -4,16 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from vidweights import dialects, formats
 from vidweights.dialects.base import Dialect, Stored
-from vidweights.families.i3d import I3DConfig
+from vidweights.families import FAMILIES
+from vidweights.families.i3d import I3DConfig, InceptionConfig, S3DConfig
+from vidweights.families.resnet import ResNetConfig
+from vidweights.families.resnet3d import ResNet3DConfig
 from vidweights.formats.base import Checkpoint, TensorInfo
 from vidweights.layout import Array, relayout
 
 NARROW = I3DConfig(num_classes=7, depth_multiplier=1 / 32)
+# A narrow network of every family.
+NETWORKS: dict[str, Any] = {
+    "i3d": NARROW,
+    "s3d": S3DConfig(num_classes=7, depth_multiplier=1 / 32),
+    "resnet3d": ResNet3DConfig(num_classes=7, width=4, variant="r2plus1d"),
+    "inception": InceptionConfig(num_classes=7, depth_multiplier=1 / 32),
+    "resnet": ResNetConfig(num_classes=7, width=4),
+}
 
 
 class InMemory(Checkpoint):
@@ -32,16 +44,18 @@ class InMemory(Checkpoint):
         return self.arrays[key]
 
 
-def config_for(dialect: Dialect, base: I3DConfig = NARROW) -> I3DConfig:
-    """A configuration that the dialect can hold."""
-    return I3DConfig(**{**base.to_json(), **dialect.requires})
+def config_for(dialect: Dialect, **values: Any) -> Any:
+    """A configuration that the dialect can hold, narrow but for the values that are given."""
+    base = NETWORKS[dialect.family.name].to_json()
+    return dialect.family.configure(**{**base, **dialect.settings, **values, **dialect.requires})
 
 
-def canonical(config: I3DConfig, seed: int = 0) -> dict[str, Array]:
+def canonical(config: Any, seed: int = 0) -> dict[str, Array]:
     """Seeded canonical tensors; batch-norm weights are 1 (so that every dialect holds them), variances positive."""
     rng = np.random.default_rng(seed)
     arrays = {}
-    for tensor in dialects.get("vidweights-i3d").family.tensors(config):
+    (family,) = (family for family in FAMILIES.values() if family.configure is type(config))
+    for tensor in family.tensors(config):
         values = rng.standard_normal(tensor.shape, dtype=np.float32)
         if tensor.name.endswith("bn.weight"):
             values = np.ones_like(values)
@@ -51,7 +65,7 @@ def canonical(config: I3DConfig, seed: int = 0) -> dict[str, Array]:
     return arrays
 
 
-def stored(dialect: Dialect, config: I3DConfig, arrays: Mapping[str, Array]) -> dict[str, Array]:
+def stored(dialect: Dialect, config: Any, arrays: Mapping[str, Array]) -> dict[str, Array]:
     """Canonical tensors under the dialect's keys and in its layouts."""
     return {
         row.place.key: relayout(arrays[row.tensor.name], row.tensor.layout, row.place.layout)

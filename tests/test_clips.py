@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -10,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from vidweights import images
 from vidweights.clips import ClipTransform, Preprocessing, moving_clip, noise_clip, read_clip
 from vidweights.errors import FormatError, InputError, UsageError
 
@@ -48,7 +50,9 @@ def bilinear(image: Any, height: int, width: int) -> Any:
 @given(
     st.builds(
         Preprocessing,
-        channels=st.sampled_from(["rgb", "flow"]),
+        channels=st.sampled_from(["rgb", "bgr"]),
+        mean=st.none() | st.tuples(*3 * [st.floats(-200, 200)]),
+        std=st.none() | st.tuples(*3 * [st.floats(0.01, 200)]),
         short_side=st.integers(128, 512),
         crop=st.integers(1, 128),
         value_range=st.tuples(st.floats(-2, 0), st.floats(0.5, 2)),
@@ -56,12 +60,19 @@ def bilinear(image: Any, height: int, width: int) -> Any:
         fps=st.floats(0.5, 120),
     )
 )
+@example(FLOW)
 def test_preprocessing_survives_json(preprocessing: Preprocessing) -> None:
     assert Preprocessing.from_json(json.loads(json.dumps(preprocessing.to_json()))) == preprocessing
 
 
+def test_the_json_of_a_release_without_mean_and_std_does_not_name_them() -> None:
+    assert list(RGB.to_json()) == ["channels", "short_side", "crop", "value_range", "flow_clamp", "frames", "fps"]
+
+
 @pytest.mark.parametrize(
-    "change", [{"crop": "wide"}, {"crop": 300}, {"channels": "bgr"}, {"value_range": [1]}], ids=str
+    "change",
+    [{"crop": "wide"}, {"crop": 300}, {"channels": "rgba"}, {"value_range": [1]}, {"mean": [1, 2]}, {"std": 1}],
+    ids=str,
 )
 def test_damaged_preprocessing_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(FormatError, match="does not hold the expected values"):
@@ -70,14 +81,20 @@ def test_damaged_preprocessing_is_refused(change: dict[str, Any]) -> None:
 
 def test_preprocessing_with_other_fields_is_refused() -> None:
     values = RGB.to_json()
-    values["mean"] = values.pop("fps")
-    with pytest.raises(FormatError, match=r"missing \['fps'\], unknown \['mean'\]"):
+    values["average"] = values.pop("fps")
+    with pytest.raises(FormatError, match=r"missing \['fps'\], unknown \['average'\]"):
         Preprocessing.from_json(values)
 
 
 def test_impossible_preprocessing_is_refused() -> None:
     with pytest.raises(UsageError, match="1 <= crop <= short_side"):
         Preprocessing(short_side=200)
+
+
+@pytest.mark.parametrize("change", [{"mean": (0.5,)}, {"std": (1.0, 2.0)}, {"std": (1.0, 0.0, 1.0)}], ids=str)
+def test_a_mean_or_std_that_does_not_fit_the_channels_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="for each channel"):
+        Preprocessing(**change)
 
 
 # --- RGB ------------------------------------------------------------------------------------------------------------
@@ -153,6 +170,42 @@ def test_tensors_flipped_arrays_and_read_only_arrays_give_the_same() -> None:
 def test_frames_that_do_not_fit_are_refused(video: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         ClipTransform(SMALL)(video)
+
+
+def test_images_are_normalised_as_torchvision_does() -> None:
+    if not importlib.util.find_spec("torchvision"):
+        pytest.skip("torchvision is not installed")
+    from torchvision_cpu import torchvision
+
+    for name, weights in (("resnet18", "ResNet18_Weights.IMAGENET1K_V1"), ("resnet50-v2", "ResNet50_Weights.DEFAULT")):
+        transforms = torchvision.models.get_weight(weights).transforms()
+        preprocessing = Preprocessing(**images.get(name).input)
+        height, width = preprocessing.short_side, preprocessing.short_side + 14  # so that nothing is resized
+        video = frames(2, height, width, 3)
+        expected = transforms(torch.from_numpy(video.transpose(0, 3, 1, 2).copy()))
+        clip = ClipTransform(preprocessing)(video)
+        torch.testing.assert_close(clip.transpose(0, 1), expected, rtol=0, atol=1e-6)
+        assert clip.std() > 1  # which the scaling alone would not make it
+
+
+def test_bgr_images_are_normalised_as_keras_does() -> None:
+    resnet = pytest.importorskip("keras.applications.resnet")
+    video = frames(2, 256, 270, 3)
+    expected = resnet.preprocess_input(video[:, 16:240, 23:247].astype(np.float32))
+    clip = ClipTransform(Preprocessing(**images.get("keras-resnet50").input))(video)
+    np.testing.assert_array_equal(clip.numpy(), expected.transpose(3, 0, 1, 2))
+
+
+def test_rgb_images_lose_the_mean_as_in_tf_slim() -> None:
+    # vgg_preprocessing.py of tensorflow/models research/slim: the mean is subtracted from values in [0, 255].
+    video = np.broadcast_to(np.array([10, 20, 30], np.uint8), (1, 256, 256, 3))
+    clip = ClipTransform(Preprocessing(**images.get("slim-resnet50").input))(video)
+    np.testing.assert_allclose(clip[:, 0, 0, 0], [10 - 123.68, 20 - 116.78, 30 - 103.94], rtol=1e-6)
+
+
+def test_frames_for_a_bgr_network_are_checked_as_rgb() -> None:
+    with pytest.raises(InputError, match=r"the rgb frames are float64.*scaled to \[0, 1\]"):
+        ClipTransform(Preprocessing(channels="bgr", short_side=8, crop=6))(frames(2, 9, 9, 3) / 255)
 
 
 # --- flow -----------------------------------------------------------------------------------------------------------

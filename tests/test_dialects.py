@@ -12,7 +12,6 @@ from vidweights import catalog, dialects, plan
 from vidweights.dialects import DIALECTS, recognise
 from vidweights.dialects.base import Dialect, Stored
 from vidweights.errors import PlanError, UsageError
-from vidweights.families.i3d import I3DConfig
 from vidweights.run import stream
 
 ALL = list(DIALECTS.values())
@@ -29,19 +28,23 @@ def test_every_canonical_tensor_has_one_place_and_no_two_share_it(dialect: Diale
 @pytest.mark.parametrize("dialect", ALL, ids=lambda d: d.name)
 @pytest.mark.parametrize("classes", [1, 157, 600])
 def test_a_dialect_and_its_configuration_are_recognised_from_names_and_shapes(dialect: Dialect, classes: int) -> None:
-    config = config_for(dialect, I3DConfig(num_classes=classes, depth_multiplier=1 / 16))
+    config = config_for(dialect, num_classes=classes)
     found = recognise(InMemory(stored(dialect, config, canonical(config))).tensors)
     assert (found.dialect, found.config, found.prefix) == (dialect, config, "")
 
 
-# An RGB scope and a flow scope hold no network in common.
-PAIRS = [(a, b) for a, b in permutations(ALL, 2) if not (a.requires and b.requires)]
+# An RGB scope and a flow scope hold no network in common, and neither do a network with convolution bias and one without.
+PAIRS = [
+    (a, b)
+    for a, b in permutations(ALL, 2)
+    if a.family is b.family and not (a.requires and b.requires) and a.settings == b.settings
+]
 
 
 @pytest.mark.parametrize(("a", "b"), PAIRS, ids=lambda d: d.name)
 def test_any_dialect_ports_to_any_other_and_back_bit_for_bit(a: Dialect, b: Dialect) -> None:
     requires = {**a.requires, **b.requires}
-    config = I3DConfig(**{**NARROW.to_json(), **requires})
+    config = config_for(a, **requires)
     source = InMemory(stored(a, config, canonical(config)))
     there = _port(source, b)
     assert there.arrays.keys() == stored(b, config, canonical(config)).keys()

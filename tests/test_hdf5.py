@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from vidweights import dialects
 from vidweights.errors import FormatError, UsageError
-from vidweights.families.i3d import I3DConfig, Mixed, Unit, layers
+from vidweights.families.i3d import I3DConfig, Mixed, layers
+from vidweights.families.units import Unit
 from vidweights.formats.base import TensorInfo
 from vidweights.formats.hdf5 import Hdf5File, Hdf5Writer
 from vidweights.layout import Array
@@ -224,6 +225,17 @@ def weights_of(model: Any) -> dict[str, Array]:
     return {variable.path: variable.numpy() for variable in model.variables if "seed" not in variable.path}
 
 
+def save_as_keras_does(model: Any, path: Path) -> None:
+    """In the way that the name says: the weights, the whole model, or the weights as Keras 2 laid them out."""
+    if path.name == "legacy.h5":
+        from keras.src.legacy.saving.legacy_h5_format import save_weights_to_hdf5_group
+
+        with h5py.File(path, "w") as file:
+            save_weights_to_hdf5_group(file, model)
+    else:
+        (model.save if path.name == "whole.h5" else model.save_weights)(path)
+
+
 @pytest.mark.slow
 def test_keras_loads_our_file_by_position(tmp_path: Path) -> None:
     pytest.importorskip("keras")
@@ -252,13 +264,7 @@ def test_files_of_keras_are_read_under_the_names_of_the_dialect(tmp_path: Path, 
     for variable, array in zip(model.variables, noise({v.path: v.shape for v in model.variables}).values()):
         if "seed" not in variable.path:
             variable.assign(array)
-    if name == "legacy.h5":
-        from keras.src.legacy.saving.legacy_h5_format import save_weights_to_hdf5_group
-
-        with h5py.File(tmp_path / name, "w") as file:
-            save_weights_to_hdf5_group(file, model)
-    else:
-        (model.save_weights if name == "x.weights.h5" else model.save)(tmp_path / name)
+    save_as_keras_does(model, tmp_path / name)
     with Hdf5File(tmp_path / name) as checkpoint:
         assert {key: info.shape for key, info in checkpoint.tensors.items()} == table_shapes(CONFIG)
         expected = weights_of(model)
@@ -289,3 +295,49 @@ def test_names_that_no_encoding_has_are_refused(tmp_path: Path) -> None:
         file["layers/conv3d/vars"].attrs.create("name", b"\xff", dtype=h5py.string_dtype())
     with pytest.raises(FormatError, match="which is not text"):
         Hdf5File(tmp_path / "x.h5")
+
+
+RESNET = {
+    "conv1_conv/kernel": (7, 7, 3, 8),
+    "conv1_conv/bias": (8,),
+    "conv1_bn/gamma": (8,),
+    "conv1_bn/beta": (8,),
+    "conv1_bn/moving_mean": (8,),
+    "conv1_bn/moving_variance": (8,),
+    "conv2_block1_0_conv/kernel": (1, 1, 8, 32),
+    "conv2_block1_0_conv/bias": (32,),
+    "probs/kernel": (32, 10),
+    "probs/bias": (10,),
+}
+
+
+@pytest.mark.parametrize("top", [True, False])
+def test_the_files_of_keras_applications_are_read_under_the_names_of_their_layers(tmp_path: Path, top: bool) -> None:
+    """As Keras 2.2 wrote them: layers without weights are listed too."""
+    arrays = {key: array for key, array in noise(RESNET).items() if top or not key.startswith("probs")}
+    layers = list(dict.fromkeys(key.split("/")[0] for key in arrays))
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.attrs["keras_version"], file.attrs["backend"] = np.bytes_(b"2.2.4"), np.bytes_(b"tensorflow")
+        file.attrs["layer_names"] = [name.encode() for name in ["input_1", "conv1_pad", *layers, "avg_pool"]]
+        for layer in ["input_1", "conv1_pad", *layers, "avg_pool"]:
+            names = [f"{key}:0" for key in arrays if key.startswith(f"{layer}/")]
+            file.create_group(layer).attrs["weight_names"] = [name.encode() for name in names]
+            for name in names:
+                file[f"{layer}/{name}"] = arrays[name.removesuffix(":0")]
+    assert same(tmp_path / "x.h5", arrays)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("top", [True, False])
+@pytest.mark.parametrize("name", ["x.weights.h5", "whole.h5", "legacy.h5"])
+def test_a_resnet_of_keras_is_read_under_the_names_of_its_layers(tmp_path: Path, name: str, top: bool) -> None:
+    keras = pytest.importorskip("keras")
+    model = keras.applications.ResNet50(weights=None, include_top=top, input_shape=(64, 64, 3), classes=10)
+    save_as_keras_does(model, tmp_path / name)
+    with Hdf5File(tmp_path / name) as checkpoint:
+        assert not checkpoint.others
+        assert {"conv1_conv/bias", "conv5_block3_3_bn/moving_variance"} <= checkpoint.tensors.keys()
+        assert ("predictions/kernel" in checkpoint.tensors) is top
+        expected = weights_of(model)
+        assert checkpoint.tensors.keys() == expected.keys()
+        assert [key for key in expected if not np.array_equal(checkpoint.read(key), expected[key])] == []

@@ -32,6 +32,7 @@ def loaded(code: str) -> set[str]:
         "import vidweights; vidweights.list_weights()",
         "import vidweights.formats, vidweights.plan, vidweights.run, vidweights.identity",
         "import vidweights_converters.port",
+        "import vidweights_converters.references.images",
         "import vidweights_cli.main, vidweights_cli.port, vidweights_cli.validate, vidweights_cli.inspect",
     ],
 )

@@ -12,11 +12,14 @@ from hypothesis import strategies as st
 
 from vidweights.errors import InputError, UsageError
 from vidweights.families.i3d import ENDPOINTS, I3DConfig, tensors
+from vidweights.families.units import Unit
 
 torch = pytest.importorskip("torch")
 
-from vidweights.models.i3d import I3D, Conv, MaxPool, TwoStreamI3D, feature_shape, same_padding  # noqa: E402
+from vidweights.models.i3d import I3D, TwoStreamI3D, feature_shape  # noqa: E402
+from vidweights.models.units import Conv, MaxPool, Padding, same_padding  # noqa: E402
 
+SAME = Padding("same", "same")
 NARROW = I3DConfig(num_classes=5, depth_multiplier=1 / 16)
 sizes = st.tuples(*[st.integers(1, 9)] * 3)
 odd_kernels = st.tuples(*[st.sampled_from([1, 3, 5, 7])] * 3)
@@ -111,7 +114,7 @@ def windows(x: Any, kernel: Any, stride: Any, fill: float) -> Iterator[tuple[tup
 @settings(deadline=None, max_examples=40)
 @given(sizes, kernels, strides)
 def test_conv_pads_as_tensorflow_does(size: Any, kernel: Any, stride: Any) -> None:
-    conv = Conv(2, 3, kernel, stride).double()
+    conv = Conv(2, Unit("unit", 3, kernel, stride), SAME).double()
     x = clip(2, 2, *size).double()
     got, weight = conv(x).detach().numpy(), conv.weight.detach().numpy()
     expected = np.empty_like(got)
@@ -135,7 +138,7 @@ def test_max_pool_pads_as_tensorflow_does(size: Any, data: Any) -> None:
 
 @given(st.integers(1, 300), st.integers(1, 9), st.integers(1, 4))
 def test_same_padding_leaves_ceil_of_the_size_over_the_stride(n: int, k: int, s: int) -> None:
-    (both,), (behind,) = same_padding([n], [k], [s])  # type: ignore[arg-type]
+    (both,), (behind,) = same_padding([n], [k], [s])
     assert behind in (0, 1)
     assert (n + 2 * both + behind - k) // s + 1 == -(-n // s)
 
@@ -153,7 +156,7 @@ def test_conv_and_max_pool_agree_with_tensorflow() -> None:
             strides = (1, *stride, 1)
             pooled = tf.nn.max_pool3d(nthwc, (1, *kernel, 1), strides, "SAME").numpy()
             np.testing.assert_array_equal(MaxPool(kernel, stride)(x).permute(0, 2, 3, 4, 1).numpy(), pooled)
-            conv = Conv(3, 4, kernel, stride)
+            conv = Conv(3, Unit("unit", 4, kernel, stride), SAME)
             weight = conv.weight.detach().permute(2, 3, 4, 1, 0).numpy()
             convolved = tf.nn.conv3d(nthwc, weight, strides, "SAME").numpy()
             got = conv(x).detach().permute(0, 2, 3, 4, 1).numpy()

@@ -71,9 +71,11 @@ def test_every_dialect_can_be_written_and_read_in_every_container(
     assert {k: a.tobytes() for k, a in read(file).items()} == {
         k: a.tobytes() for k, a in stored(dialect, config, arrays).items()
     }
-    assert {k: a.tobytes() for k, a in read(port(file, tmp_path / "out") / "model.safetensors").items()} == {
-        k: a.tobytes() for k, a in arrays.items()
-    }
+    if f"vidweights-{dialect.family.name}" not in dialects.DIALECTS:
+        return  # a 2D network, which has no place in a video network's folder before it is inflated
+    made = vidweights.port(dialect.family.name, weights=file, out=tmp_path / "out", validate=False)
+    ours = read(next(iter(made.values())) / "model.safetensors")
+    assert {k: a.tobytes() for k, a in ours.items()} == {k: a.tobytes() for k, a in arrays.items()}
 
 
 @pytest.mark.parametrize("container", ["safetensors", "tf", "torch", "h5", "flax"])

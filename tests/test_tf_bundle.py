@@ -286,14 +286,6 @@ def test_an_object_based_checkpoint_of_keras_is_read(tmp_path: Path) -> None:
     assert "string" in bundle.others["_CHECKPOINTABLE_OBJECT_GRAPH"]
 
 
-@pytest.mark.slow
-def test_a_v1_checkpoint_is_named(tmp_path: Path) -> None:
-    tf = pytest.importorskip("tensorflow")
-    tf.raw_ops.Save(filename=str(tmp_path / "model.ckpt"), tensor_names=["a"], data=[tf.constant([1.0])])
-    with pytest.raises(FormatError, match="V1 checkpoint"):
-        formats.open_checkpoint(tmp_path / "model.ckpt")
-
-
 def test_a_flipped_byte_names_the_tensor_that_it_is_in(tmp_path: Path) -> None:
     write(tmp_path / "m", numbers(first=np.arange(8.0), second=np.arange(8.0)))
     data = bytearray((tmp_path / "m.data-00000-of-00001").read_bytes())

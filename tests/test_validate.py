@@ -24,7 +24,7 @@ torch = pytest.importorskip("torch")
 
 from standin import NARROW, StandIn, calibrated, calibrated_arrays  # noqa: E402
 
-from vidweights.models import i3d  # noqa: E402
+from vidweights.models import units  # noqa: E402
 from vidweights_converters import examine, faults, report, validate  # noqa: E402
 from vidweights_converters.coverage import coverage  # noqa: E402
 from vidweights_converters.difference import relative_difference  # noqa: E402
@@ -391,7 +391,7 @@ def no_relu(model: Any, _: pytest.MonkeyPatch) -> None:
 
 
 def symmetric_padding(_: Any, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(i3d, "same_padding", lambda size, kernel, stride: ([k // 2 for k in kernel], [0, 0, 0]))
+    patch.setattr(units, "same_padding", lambda size, kernel, stride: ([k // 2 for k in kernel], [0] * len(kernel)))
 
 
 def padding_before(model: Any, _: pytest.MonkeyPatch) -> None:

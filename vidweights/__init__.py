@@ -13,9 +13,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vidweights._converters import inflate as inflate
     from vidweights._converters import port as port
     from vidweights._converters import validate as validate
     from vidweights.errors import VidweightsError as VidweightsError
+    from vidweights.models.inflate_module import inflate_module as inflate_module
     from vidweights.models.optimize import optimize as optimize
     from vidweights.pretrained import UnvalidatedWarning as UnvalidatedWarning
     from vidweights.pretrained import Weights as Weights
@@ -37,6 +39,8 @@ _PLACES = {
     "UnvalidatedWarning": "vidweights.pretrained",
     "VidweightsError": "vidweights.errors",
     "optimize": "vidweights.models.optimize",
+    "inflate": "vidweights._converters",
+    "inflate_module": "vidweights.models.inflate_module",
     "port": "vidweights._converters",
     "validate": "vidweights._converters",
 }

@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vidweights.errors import UsageError
+from vidweights.inflation import Options
+from vidweights.kernels import Method
+
 
 def port(
     name: str,
@@ -52,6 +56,60 @@ def port(
     if (error := porting.failure(outcomes)) is not None:
         raise error
     return {outcome.request.name: outcome.request.folder for outcome in outcomes if outcome.error is None}
+
+
+def inflate(
+    name: str,
+    *,
+    into: str | None = None,
+    method: Method = "mean",
+    weights: str | Path | None = None,
+    random_init: int | None = None,
+    out: str | Path | None = None,
+    validate: bool = True,
+    overwrite: bool = False,
+    **options: Any,
+) -> Path:
+    """Inflate 2D ImageNet weights into a 3D network, and prove that it computes what the 2D one computes.
+
+    Args:
+        name: of 2D weights (`resnet18`, `googlenet`, `timm/resnet50.a1_in1k`, ...) or, with `weights`, a family
+            (`resnet`, `inception`) for a file of one's own.
+        into: `i3d-resnet`, `i3d-resnet-nl`, `r3d`, `mc2` to `mc5`, `rmc2` to `rmc5`, `f-r2d`, `r2plus1d`, `i3d` or
+            `s3d`; `i3d-resnet` if not given, or `i3d` for an Inception v1.
+        method: `mean`, `center` or, for `r2plus1d` and `s3d`, `exact`; docs/inflation.md says what each promises.
+        weights: a file that has the 2D weights, in any format and naming that is known.
+        random_init: a seed: draw the 2D weights, which are then not pretrained.
+        out: where the folder appears; where `load` finds it by name, if not given.
+        validate: prove the written network against independent executions of the 2D one.
+        overwrite: replace a folder that exists.
+        options: fields of `vidweights.inflation.Options`: `num_classes` (None keeps the head, 0 drops it),
+            `in_channels`, `time_padding`, `stem_pool`, `planes`, `stem_planes`, `seed`, `allow_nan`.
+
+    Returns:
+        The finished folder.
+
+    Raises:
+        UsageError: an unknown name, or options that this network cannot have.
+        UnavailableError: the weights cannot be had; the message says where they were looked for, and what to do.
+        PlanError: the file holds another network.
+        ValidationError: the written network does not compute what the 2D network computes.
+    """
+    from vidweights_converters import inflate as inflating
+
+    unknown = [option for option in options if option not in Options.__dataclass_fields__]
+    if unknown:
+        raise UsageError(f"inflate has no option {', '.join(unknown)}; see vidweights.inflation.Options")
+    wanted = inflating.request(
+        name,
+        weights=Path(weights) if weights is not None else None,
+        random_init=random_init,
+        options=Options(into=into, method=method, **options),
+        out=Path(out) if out is not None else None,
+        validate=validate,
+        overwrite=overwrite,
+    )
+    return inflating.inflate(wanted).request.folder
 
 
 def validate(

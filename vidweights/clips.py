@@ -16,18 +16,20 @@ from vidweights.errors import FormatError, InputError, UsageError
 if TYPE_CHECKING:
     import torch
 
-_CHANNELS = {"rgb": 3, "flow": 2}
+_CHANNELS = {"rgb": 3, "bgr": 3, "flow": 2}
+_OPTIONAL = ("mean", "std")  # left out of the JSON where there is none
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a release turned video into its input. The defaults are DeepMind's for I3D.
+    """How a release turned video, or images, into its input. The defaults are DeepMind's for I3D.
 
     Source: README.md of google-deepmind/kinetics-i3d, "Sample data and preprocessing"; the 64 frames are from
     section 3.1 of arXiv 1705.07750.
 
     Attributes:
-        channels: `rgb`, or `flow` (horizontal, then vertical displacement).
+        channels: `rgb`, `bgr` (frames are given as RGB and reversed here), or `flow` (horizontal, then vertical
+            displacement).
         short_side: frames are resized, bilinearly and with their proportions kept, until the shorter side has this
             many pixels.
         crop: height and width of the centre crop.
@@ -35,28 +37,36 @@ class Preprocessing:
         flow_clamp: displacements, in pixels of the resized frame, are cut at plus and minus this.
         frames: length of the clips that the release was trained on; it takes others too.
         fps: frames per second at which the video is sampled. That is left to whoever decodes it.
+        mean: subtracted, and `std` divided by, when the values are in `value_range`: one number for each channel, in
+            the order of `channels`. None: nothing is.
     """
 
-    channels: Literal["rgb", "flow"] = "rgb"
+    channels: Literal["rgb", "bgr", "flow"] = "rgb"
     short_side: int = 256
     crop: int = 224
     value_range: tuple[float, float] = (-1.0, 1.0)
     flow_clamp: float = 20.0
     frames: int = 64
     fps: float = 25.0
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         low, high = self.value_range
         counts = (self.crop, self.short_side - self.crop + 1, self.frames)
         if self.channels not in _CHANNELS or min(counts) < 1 or min(self.fps, self.flow_clamp, high - low) <= 0:
             raise UsageError(
-                f"{self}: expected channels 'rgb' or 'flow', 1 <= crop <= short_side, frames >= 1, "
+                f"{self}: expected channels 'rgb', 'bgr' or 'flow', 1 <= crop <= short_side, frames >= 1, "
                 "positive fps and flow_clamp, and a value_range that rises"
             )
+        lengths = {len(numbers) for numbers in (self.mean, self.std) if numbers is not None}
+        if lengths - {_CHANNELS[self.channels]} or min(self.std or (1,)) <= 0:
+            raise UsageError(f"{self}: expected a mean and a positive std for each channel, or None")
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values, in their order."""
-        return {**asdict(self), "value_range": list(self.value_range)}
+        """The fields as JSON values, in their order; without `mean` and `std` where they are None."""
+        found = {name: value for name, value in asdict(self).items() if value is not None}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Preprocessing:
@@ -66,8 +76,8 @@ class Preprocessing:
             FormatError: a field is unknown, missing, or not of its kind.
         """
         names = {field.name for field in fields(cls)}
-        if set(values) != names:
-            missing, unknown = sorted(names - set(values)), sorted(set(values) - names)
+        missing, unknown = sorted(names - set(values) - set(_OPTIONAL)), sorted(set(values) - names)
+        if missing or unknown:
             raise FormatError(f"preprocessing: missing {missing}, unknown {unknown}; expected {sorted(names)}")
         try:
             low, high = values["value_range"]
@@ -79,6 +89,7 @@ class Preprocessing:
                 flow_clamp=float(values["flow_clamp"]),
                 frames=int(values["frames"]),
                 fps=float(values["fps"]),
+                **{name: tuple(map(float, values[name])) for name in _OPTIONAL if name in values},
             )
         except (TypeError, ValueError, UsageError) as error:
             raise FormatError(f"preprocessing: {dict(values)} does not hold the expected values ({error})") from error
@@ -107,11 +118,11 @@ class ClipTransform:
         """Transform the frames of one clip, in time order and at the preprocessing's `fps`.
 
         Args:
-            frames: for RGB (T, H, W, 3), red first, uint8, or floats in [0, 255] and not scaled to [0, 1]; for flow
-                (T, H, W, 2), x first, floats in pixels.
+            frames: for RGB and BGR (T, H, W, 3), red first, uint8, or floats in [0, 255] and not scaled to [0, 1];
+                for flow (T, H, W, 2), x first, floats in pixels.
 
         Returns:
-            float32 (C, T, crop, crop) within `value_range`, on the device of `frames`.
+            float32 (C, T, crop, crop) within `value_range`, less `mean` and over `std`, on the device of `frames`.
 
         Raises:
             InputError: the shape, the dtype or the range of the values is not that.
@@ -126,12 +137,24 @@ class ClipTransform:
 
     def _frame(self, frame: torch.Tensor) -> torch.Tensor:
         """Map one frame (H, W, C) to (C, crop, crop)."""
-        image = self._crop(self._resize(frame.permute(2, 0, 1).float()))
+        return self._normalise(self._scale(self._crop(self._resize(frame.permute(2, 0, 1).float()))))
+
+    def _scale(self, image: torch.Tensor) -> torch.Tensor:
+        """Bring the values into `value_range`, and the channels into their order."""
         low, high = self.preprocessing.value_range
-        if self.preprocessing.channels == "rgb":
-            return image / (255 / (high - low)) + low
-        clamp = self.preprocessing.flow_clamp
-        return image.clamp(-clamp, clamp) / (2 * clamp / (high - low)) + (high + low) / 2
+        if self.preprocessing.channels == "flow":
+            clamp = self.preprocessing.flow_clamp
+            return image.clamp(-clamp, clamp) / (2 * clamp / (high - low)) + (high + low) / 2
+        if self.preprocessing.channels == "bgr":
+            image = image.flip(0)
+        return image / (255 / (high - low)) + low
+
+    def _normalise(self, image: torch.Tensor) -> torch.Tensor:
+        if self.preprocessing.mean is not None:
+            image = image - image.new_tensor(self.preprocessing.mean).view(-1, 1, 1)
+        if self.preprocessing.std is not None:
+            image = image / image.new_tensor(self.preprocessing.std).view(-1, 1, 1)
+        return image
 
     def _resize(self, image: torch.Tensor) -> torch.Tensor:
         import torch.nn.functional as F
@@ -184,6 +207,7 @@ def _check_shape(shape: tuple[int, ...], channels: int) -> None:
 def _check_values(pixels: torch.Tensor, channels: str) -> None:
     import torch
 
+    channels = "flow" if channels == "flow" else "rgb"  # frames for a BGR network are given as RGB
     kind = str(pixels.dtype).removeprefix("torch.")
     if pixels.dtype == torch.uint8 and channels == "rgb":
         return

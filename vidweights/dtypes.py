@@ -52,3 +52,20 @@ def widened(array: NDArray[Any], dtype: str) -> NDArray[np.float64]:
     if dtype == "bfloat16":  # the upper half of a float32's bits
         array = (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
     return array.astype(np.float64)
+
+
+def narrowed(array: NDArray[np.floating[Any]], dtype: str) -> NDArray[Any]:
+    """Floating values rounded to the nearest of a dtype (to even in a tie), as numpy holds it."""
+    if dtype != "bfloat16":
+        return array.astype(DTYPES[dtype].storage, copy=False)
+    bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
+    upper = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)
+    # Rounding must not carry the pattern of a number that is none into that of an infinity.
+    return np.where(np.isnan(array), bits >> np.uint32(16) | np.uint32(0x40), upper).astype(np.uint16)
+
+
+def not_finite(array: NDArray[Any], dtype: str) -> int:
+    """How many elements are infinite or not a number; patterns of bfloat16 too."""
+    if dtype == "bfloat16":
+        return int(np.count_nonzero(array & np.uint16(0x7F80) == 0x7F80))
+    return array.size - int(np.count_nonzero(np.isfinite(array)))

@@ -28,6 +28,11 @@ def sha256_of(path: Path) -> str:
     return _digest(path, hashlib.sha256())
 
 
+def md5_of(path: Path) -> str:
+    """The MD5 of a file, in hexadecimal; only where nothing better is published."""
+    return _digest(path, hashlib.md5(usedforsecurity=False))
+
+
 def git_blob_id_of(path: Path) -> str:
     """The id that git gives the file's bytes: the SHA-1 of a header with the size, and the bytes."""
     return _digest(path, hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False))

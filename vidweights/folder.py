@@ -44,6 +44,7 @@ class FolderConfig:
         files: {file name: SHA-256} of the weights.
         main: the file among them (for a TensorFlow bundle its `.index`) that is opened.
         release: provenance, licence, training data and published accuracy; None outside the catalog.
+        inflation: for a network made of a 2D one: what it was made of, and how; None for a port.
     """
 
     name: str
@@ -57,6 +58,7 @@ class FolderConfig:
     source: SourceRecord
     input: Mapping[str, Any] | None = None
     release: Mapping[str, Any] | None = None
+    inflation: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """JSON values, in a fixed order."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vidweights.dialects import Dialect, Recognition, Row, recognise
@@ -131,10 +131,10 @@ def make(
             f"Give the checkpoint that {source.name} names, or port it as what it is.",
         )
     _check_family(found, target, name)
-    _check_config(found, config, name)
+    found = declared(found, config, name)
     _check_requires(found, target)
     rows = {row.tensor.name: row for row in found.dialect.table(found.config)}
-    ignored = _account(infos, found, rows, name)
+    ignored = account(infos, found, rows, name)
     used = [infos[found.prefix + row.place.key].dtype for row in rows.values() if isinstance(row.place, Stored)]
     filled = next(dtype for dtype in _FLOATS if dtype in used)
     steps = tuple(_step(rows[row.tensor.name], row, found.prefix, infos, filled) for row in target.table(found.config))
@@ -151,11 +151,19 @@ def _check_family(found: Recognition, target: Dialect, name: str) -> None:
         )
 
 
-def _check_config(found: Recognition, declared: Any, name: str) -> None:
-    if declared is None or declared == found.config:
-        return
-    have, want = found.config.to_json(), declared.to_json()
-    differing = [f"{key}: found {have[key]}, expected {want[key]}" for key in want if have[key] != want[key]]
+def declared(found: Recognition, config: Any, name: str) -> Recognition:
+    """The checkpoint with the configuration that was declared for it, which also says what no tensor tells.
+
+    Raises:
+        PlanError: the tensors are those of another configuration.
+    """
+    if config is None or config == found.config:
+        return found
+    tensors = found.dialect.family.tensors
+    if type(config) is type(found.config) and tensors(config) == tensors(found.config):
+        return replace(found, config=config)
+    have, want = found.config.to_json(), config.to_json()
+    differing = [f"{key}: found {have.get(key)}, expected {want[key]}" for key in want if have.get(key) != want[key]]
     raise PlanError(
         f"{name} is not the network that was declared",
         {"differing": differing},
@@ -171,10 +179,10 @@ def _check_requires(found: Recognition, target: Dialect) -> None:
         raise PlanError(f"{target.name} cannot hold this network", {"differing": differing}, "Choose another dialect.")
 
 
-def _account(
+def account(
     infos: Mapping[str, TensorInfo], found: Recognition, rows: Mapping[str, Row], name: str
 ) -> tuple[tuple[str, str], ...]:
-    """Compare the file with the source's table; return what is left and why.
+    """Compare a file with its dialect's table; return what is left and why.
 
     Raises:
         PlanError: with the missing, the unexpected, the misshapen and the mistyped tensors.
@@ -196,7 +204,8 @@ def _account(
         else:
             ignored.append((key, reason))
     mistyped = [
-        f"{key}: found {infos[key].dtype}, expected one of {', '.join(_FLOATS)}"
+        f"{key}: found {infos[key].dtype}, expected one of {', '.join(_FLOATS)} (the scale of quantised weights, "
+        "without which integers say nothing, is no part of this naming)"
         for key in table
         if key in infos and infos[key].dtype not in _FLOATS
     ]

@@ -117,7 +117,8 @@ def load(
     checked, once for each file and state of it.
 
     Args:
-        source: a release's name, a finished folder, or a checkpoint file in any known format and dialect.
+        source: a release's name, that of a network which was inflated here (`resnet18-i3d-resnet-mean`), a finished
+            folder, or a checkpoint file in any known format and dialect.
         device: where the parameters go.
         dtype: what floating parameters become; as stored if not given.
         num_classes: a new, randomly initialised head of that many classes, for fine-tuning.
@@ -175,6 +176,8 @@ def _path(source: str | Path) -> Path:
     """The path that a name or a path means."""
     if isinstance(source, str) and source in catalog.names():
         return download(source)
+    if isinstance(source, str) and (home.weights_folder(source) / folder.CONFIG).is_file():
+        return home.weights_folder(source)  # what `vidweights inflate` made
     path = home.expanded(source)
     with suppress(OSError):  # a name that is too long, say
         if path.name and (path.exists() or path.with_name(path.name + ".index").exists()):

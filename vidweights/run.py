@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,13 +23,25 @@ _LARGE = 32 << 20
 _AHEAD = 64 << 20
 
 
+class Sized(Protocol):
+    """A step of a plan, which knows how many bytes its tensor has."""
+
+    @property
+    def nbytes(self) -> int:
+        """The number of bytes of the tensor in memory."""
+        ...
+
+
+S = TypeVar("S", bound=Sized)
+Scratch = NDArray[np.uint8]
+
+
 def stream(
     plan: Plan, source: Checkpoint, order: Callable[[Step], int] | None = None, *, reuse: bool = False
 ) -> Iterator[tuple[Step, Array]]:
-    """The tensors of a plan's target, one at a time.
+    """The tensors of a plan's target, one at a time; see `ahead`.
 
-    A second thread reads, checks and permutes the next tensors while the caller writes this one. Tensors that
-    the target does not store are compared with their constant and not yielded.
+    Tensors that the target does not store are compared with their constant and not yielded.
 
     Args:
         plan: what becomes what.
@@ -40,37 +53,52 @@ def stream(
         FormatError: a tensor's bytes are damaged.
         PlanError: a tensor that the target cannot store differs from the constant that it would be read as.
     """
-    steps = deque(plan.steps if order is None else sorted(plan.steps, key=order))
-    large = [step for step in steps if step.nbytes > _LARGE]
+    steps = plan.steps if order is None else sorted(plan.steps, key=order)
+    for step, array in ahead(steps, lambda step, scratch: produce(step, source, scratch), reuse=reuse):
+        if step.target is not None:
+            yield step, array
+
+
+def ahead(
+    steps: Iterable[S], make: Callable[[S, Scratch | None], Array], *, reuse: bool = False
+) -> Iterator[tuple[S, Array]]:
+    """What `make` gives for each step, in order; a second thread makes the next ones while the caller uses this one.
+
+    Args:
+        steps: what to make.
+        make: from a step, and memory that it may use for a large tensor.
+        reuse: for a caller who is done with each array before asking for the next; large ones share their memory.
+    """
+    waiting = deque(steps)
+    large = [step for step in waiting if step.nbytes > _LARGE]
     scratch = np.empty(max((step.nbytes for step in large), default=0), np.uint8) if reuse else None
-    pending: deque[tuple[Step, Future[Array]]] = deque()
+    pending: deque[tuple[S, Future[Array]]] = deque()
     with ThreadPoolExecutor(1, thread_name_prefix="vidweights-read") as pool:
         try:
-            held: list[Step] = []
-            while steps or pending:
-                while steps and _fits(steps[0], held):
-                    step = steps.popleft()
+            held: list[S] = []
+            while waiting or pending:
+                while waiting and _fits(waiting[0], held):
+                    step = waiting.popleft()
                     held.append(step)
                     place = scratch if step.nbytes > _LARGE else None
-                    pending.append((step, pool.submit(produce, step, source, place)))
+                    pending.append((step, pool.submit(make, step, place)))
                 step, future = pending.popleft()
                 array = future.result()
-                if step.target is not None:
-                    yield step, array
+                yield step, array
                 del array, future
                 held.remove(step)
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _fits(step: Step, held: list[Step]) -> bool:
+def _fits(step: Sized, held: Sequence[Sized]) -> bool:
     """Whether a tensor may be prepared beside those that are held: one large one, and `_AHEAD` bytes of others."""
     if step.nbytes > _LARGE:
         return all(other.nbytes <= _LARGE for other in held)
     return sum(other.nbytes for other in held if other.nbytes <= _LARGE) + step.nbytes <= _AHEAD
 
 
-def produce(step: Step, source: Checkpoint, scratch: NDArray[np.uint8] | None = None) -> Array:
+def produce(step: Step, source: Checkpoint, scratch: Scratch | None = None) -> Array:
     """The tensor of one step, as the target stores it (or as the source does, where the target has no place for it)."""
     if step.source is None:
         assert step.constant is not None

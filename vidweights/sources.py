@@ -10,11 +10,16 @@ import http.client
 import importlib.metadata
 import importlib.util
 import os
+import socket
+import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent import futures
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from vidweights import catalog, formats
 from vidweights.catalog import Copy, Release, SourceFile
@@ -27,10 +32,15 @@ from vidweights.progress import Progress, silent
 TIMEOUT = 4.0
 _CHUNK = 1 << 20
 
+T = TypeVar("T")
+
+# Where weights may be, in words, and what looks for them there.
+Place = tuple[str, Callable[[], Path]]
+
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint file that holds a release, and in a few words where it was found."""
+    """A checkpoint file that holds the weights, and in a few words where it was found."""
 
     path: Path
     origin: str
@@ -39,16 +49,36 @@ class Source:
 class SourceUnavailableError(UnavailableError):
     """No source has the bytes; `attempts` holds (place, why not) in the order of trying."""
 
-    def __init__(self, release: Release, attempts: list[tuple[str, str]]) -> None:
+    def __init__(self, wanted: str, attempts: list[tuple[str, str]], advice: str) -> None:
         self.attempts = tuple(attempts)
         width = max(len(place) for place, _ in attempts)
         tried = "\n".join(f"  {place:<{width}}  {reason}" for place, reason in attempts)
-        files = "\n".join(f"  {release.url}/{file.name}" for file in release.files)
-        super().__init__(
-            f"cannot get the weights {release.name} ({release.size / 1e6:.1f} MB)\n{tried}\n"
-            f"On a machine that is online, fetch\n{files}\n"
-            f"and here run\n  vidweights port {release.name} --weights FOLDER_WITH_THESE_FILES"
-        )
+        super().__init__(f"cannot get the weights {wanted}\n{tried}\n{advice}")
+
+
+def first_of(places: Iterable[Place], unavailable: Callable[[list[tuple[str, str]]], SourceUnavailableError]) -> Source:
+    """The first place that has the weights.
+
+    Raises:
+        SourceUnavailableError: none has them; made by `unavailable` of what each place said.
+    """
+    attempts: list[tuple[str, str]] = []
+    for place, find in places:
+        try:
+            return Source(find(), place)
+        except (UnavailableError, FormatError, OutputError) as error:
+            attempts.append((place, str(error)))
+    raise unavailable(attempts)
+
+
+def _unavailable(release: Release, attempts: list[tuple[str, str]]) -> SourceUnavailableError:
+    files = "\n".join(f"  {release.url}/{file.name}" for file in release.files)
+    return SourceUnavailableError(
+        f"{release.name} ({release.size / 1e6:.1f} MB)",
+        attempts,
+        f"On a machine that is online, fetch\n{files}\n"
+        f"and here run\n  vidweights port {release.name} --weights FOLDER_WITH_THESE_FILES",
+    )
 
 
 def locate(release: Release, weights: Path | None = None, progress: Progress = silent) -> Source:
@@ -64,18 +94,12 @@ def locate(release: Release, weights: Path | None = None, progress: Progress = s
     """
     if weights is not None:
         return Source(_given(release, weights), f"--weights {weights}")
-    attempts: list[tuple[str, str]] = []
-    for place, find in _places(release, progress):
-        try:
-            return Source(find(), place)
-        except (UnavailableError, FormatError, OutputError) as error:
-            attempts.append((place, str(error)))
-    raise SourceUnavailableError(release, attempts)
+    return first_of(_places(release, progress), lambda attempts: _unavailable(release, attempts))
 
 
-def _places(release: Release, progress: Progress) -> list[tuple[str, Callable[[], Path]]]:
+def _places(release: Release, progress: Progress) -> list[Place]:
     folder = source_folder(release.name)
-    places: list[tuple[str, Callable[[], Path]]] = [(f"cache {folder}", lambda: _cached(release, folder))]
+    places: list[Place] = [(f"cache {folder}", lambda: _cached(release, folder))]
     for copy in release.copies:
         places.append((f"package {copy.package} {copy.version}", lambda copy=copy: _installed(copy)))  # type: ignore[misc]
     places.append(("official url", lambda: _download(release, folder, progress)))
@@ -100,7 +124,7 @@ def _given(release: Release, weights: Path) -> Path:
         found = next((folder for folder in own if folder.is_dir()), own[0])
     for file in release.files:
         if not (found / file.name).is_file():
-            raise SourceUnavailableError(release, [(f"--weights {weights}", f"{found / file.name} is missing")])
+            raise _unavailable(release, [(f"--weights {weights}", f"{found / file.name} is missing")])
     return found / index
 
 
@@ -125,14 +149,15 @@ def check(path: Path, file: SourceFile) -> None:
     """
     size = path.stat().st_size
     if size != file.size:
-        raise IntegrityError(_differs(path, f"{size} bytes", f"{file.size} bytes"))
+        raise IntegrityError(differs(path, f"{size} bytes", f"{file.size} bytes"))
     if file.sha256 is not None and (found := sha256_of(path)) != file.sha256:
-        raise IntegrityError(_differs(path, f"SHA-256 {found}", file.sha256))
+        raise IntegrityError(differs(path, f"SHA-256 {found}", file.sha256))
     if file.sha256 is None and (found := git_blob_id_of(path)) != file.git_blob:
-        raise IntegrityError(_differs(path, f"git blob {found}", file.git_blob))
+        raise IntegrityError(differs(path, f"git blob {found}", file.git_blob))
 
 
-def _differs(path: Path, found: str, expected: str) -> str:
+def differs(path: Path, found: str, expected: str) -> str:
+    """What is said of a file that has another hash than the published one."""
     return f"{path} is not the published file: found {found}, expected {expected}. Remove it and fetch it again."
 
 
@@ -155,46 +180,148 @@ def _version(package: str) -> str:
         return "a module of that name, but not the package,"
 
 
-def _download(release: Release, folder: Path, progress: Progress) -> Path:
-    """Fetch the published files, once; the folder appears when every file has its hash."""
+def refuse_offline() -> None:
+    """Ask nothing of the network if the person said so.
+
+    Raises:
+        UnavailableError: VIDWEIGHTS_OFFLINE is set.
+    """
     if os.environ.get("VIDWEIGHTS_OFFLINE"):
         raise UnavailableError("not tried: VIDWEIGHTS_OFFLINE is set")
+
+
+def _download(release: Release, folder: Path, progress: Progress) -> Path:
+    """Fetch the published files, once; the folder appears when every file has its hash."""
+    refuse_offline()
     with staged_folder(folder, overwrite=True, mark=release.files[0].name) as stage:
         for file in release.files:
-            _fetch(f"{release.url}/{file.name}", stage / file.name, file, progress)
+            fetch(f"{release.url}/{file.name}", stage / file.name, file.size, progress)
             check(stage / file.name, file)
     return folder / release.files[0].name
 
 
-def _fetch(url: str, path: Path, file: SourceFile, progress: Progress) -> None:
-    """One try: no retries, and never more bytes than were published."""
+def fetch(url: str, path: Path, size: int, progress: Progress = silent) -> None:
+    """Download a file: one try, no retries; see `opened` and `save`."""
+    save(opened(url), path, size, progress)
+
+
+def opened(
+    url: str, headers: Mapping[str, str] | None = None, seconds: float | None = None
+) -> http.client.HTTPResponse:
+    """The beginning of a server's answer.
+
+    Args:
+        url: what is asked for.
+        headers: of the request; a redirection does not take them along, since a token may be among them.
+        seconds: how long to wait; `TIMEOUT` by default.
+
+    Raises:
+        UnavailableError: the server cannot be reached, or refuses.
+    """
+    if not url.startswith(("http://", "https://")):
+        raise UnavailableError(f"{ascii(url)[:80]} is not an http address")
+    request = urllib.request.Request(url, headers={"User-Agent": "vidweights"})
+    for name, value in (headers or {}).items():
+        request.add_unredirected_header(name, value)
+    patience = TIMEOUT if seconds is None else seconds
+    with _told():
+        try:
+            response = within(patience, lambda: urllib.request.urlopen(request, timeout=TIMEOUT))
+        except urllib.error.HTTPError as error:
+            raise UnavailableError(f"the server answered {error.code} {error.reason}") from error
+        except (urllib.error.URLError, TimeoutError) as error:
+            raise UnavailableError(f"cannot be reached ({why(error, patience)})") from error
+    if not isinstance(response, http.client.HTTPResponse):
+        raise UnavailableError("leads to an address that is not http")
+    return response
+
+
+def save(response: http.client.HTTPResponse, path: Path, size: int, progress: Progress = silent) -> None:
+    """Write the body of an answer to a new file, and never more bytes than expected.
+
+    Args:
+        response: see `opened`; it is closed.
+        path: the file; it must not exist.
+        size: the published number of bytes, or the most that there may be.
+        progress: told of the bytes.
+
+    Raises:
+        UnavailableError: the connection breaks.
+        FormatError: there are more than `size` bytes.
+    """
     done = 0
-    with path.open("xb") as out:
-        for data in _received(url):
+    with response, path.open("xb") as out:
+        for data in _received(response):
             done += len(data)
-            if done > file.size:
-                raise FormatError(f"{url} sends more than the {file.size} bytes that were published; not kept")
+            if done > size:
+                raise FormatError(f"{response.url} sends more than the {size} bytes that were published; not kept")
             out.write(data)
-            progress(f"downloading {file.name}", done, file.size)
+            progress(f"downloading {path.name}", done, size if response.length is None else done + response.length)
 
 
-def _received(url: str) -> Iterator[bytes]:
+def _received(response: http.client.HTTPResponse) -> Iterator[bytes]:
     """The body of the server's answer; what goes wrong with the file that it is written to is not caught here."""
+    while True:
+        with _told():
+            data = response.read(_CHUNK)
+        if not data:
+            break
+        yield data
+    if response.length:  # `read` of a size does not mind
+        raise UnavailableError(f"the answer is cut: {response.length} bytes are missing")
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Turn what a broken connection raises into our own error."""
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
-            while data := response.read(_CHUNK):
-                yield data
-    except urllib.error.HTTPError as error:
-        raise UnavailableError(f"the server answered {error.code} {error.reason}") from error
-    except urllib.error.URLError as error:
-        raise UnavailableError(f"cannot be reached ({_reason(error.reason)})") from error
+        yield
     except OSError as error:
         raise UnavailableError(f"the connection broke ({error})") from error
     except http.client.HTTPException as error:
         raise UnavailableError(f"the answer is cut, or is not HTTP ({ascii(error)[:80]})") from error
 
 
-def _reason(reason: object) -> str:
-    if isinstance(reason, TimeoutError):
-        return f"no answer in {TIMEOUT:.0f} s"
-    return reason.strerror or str(reason) if isinstance(reason, OSError) else str(reason)
+def within(seconds: float, call: Callable[[], T]) -> T:
+    """What `call` returns, if it does so in time.
+
+    It runs in a thread that is left behind when it takes longer: resolving a name has no timeout of its own.
+
+    Raises:
+        TimeoutError: it takes longer.
+    """
+    future: futures.Future[T] = futures.Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="vidweights-within", daemon=True).start()
+    try:
+        return future.result(seconds)
+    except futures.TimeoutError as error:
+        raise TimeoutError(f"no answer in {seconds:.1f} s") from error
+
+
+def why(error: BaseException, seconds: float) -> str:
+    """Why a server was not reached, in a few words, from whatever a client library made of it."""
+    for cause in _causes(error):
+        if isinstance(cause, socket.gaierror):
+            return "name not resolved: no network, or no DNS, on this machine"
+        if isinstance(cause, TimeoutError):
+            return f"no answer in {seconds:.1f} s"
+        if isinstance(cause, OSError) and cause.strerror and cause.errno is not None:
+            return cause.strerror.lower()
+    return str(error)[:200] or type(error).__name__
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, and those behind it: those it was raised from, and those that urllib keeps as its reason."""
+    following: BaseException | None = error
+    while following is not None:
+        yield following
+        reason = getattr(following, "reason", None)
+        nearest = reason if isinstance(reason, BaseException) else following.__cause__ or following.__context__
+        following = nearest

@@ -20,6 +20,7 @@ _COMMANDS = {
     "inspect": ("inspect", "Say what any checkpoint file is, and which release it equals."),
     "diff": ("diff", "Compare two checkpoints tensor by tensor, across dialects."),
     "port": ("port", "Port a released checkpoint into a finished folder, and prove that it matches."),
+    "inflate": ("inflate", "Inflate 2D ImageNet weights into a 3D network, and prove that it computes the same."),
     "validate": ("validate", "Validate a finished folder again."),
 }
 

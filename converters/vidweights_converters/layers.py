@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vidweights.families.i3d import HEAD
-from vidweights.models.i3d import MaxPool, Unit
+from vidweights.models.units import MaxPool, Unit
 
 Triple = tuple[int, int, int]
 

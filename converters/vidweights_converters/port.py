@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -40,7 +40,8 @@ from vidweights.folder import (
     verify_files,
     write_json,
 )
-from vidweights.formats.base import Checkpoint, Writer
+from vidweights.formats.base import Checkpoint, TensorInfo, Writer
+from vidweights.layout import Array
 from vidweights.plan import Plan, Step
 from vidweights.progress import Progress, silent
 from vidweights.run import stream
@@ -268,23 +269,35 @@ def _write(request: Request, checkpoint: Checkpoint, planned: Plan, stage: Path,
 def write_weights(
     planned: Plan, checkpoint: Checkpoint, writer_type: type[Writer], folder: Path, progress: Progress = silent
 ) -> tuple[str, dict[str, str]]:
-    """Stream the target's tensors into a file of `folder`.
+    """Stream the target's tensors into a file of `folder`; returns what `write_arrays` returns."""
+    outputs = writer_type.order(planned.outputs)
+    place = {info.key: index for index, info in enumerate(outputs)}
+
+    def due(step: Step) -> int:
+        return place[step.target.key] if step.target else -1
+
+    found = stream(planned, checkpoint, due, reuse=True)
+    arrays = ((step.target.key, array) for step, array in found if step.target)
+    return write_arrays(outputs, arrays, writer_type, folder, progress)
+
+
+def write_arrays(
+    outputs: Sequence[TensorInfo],
+    arrays: Iterable[tuple[str, Array]],
+    writer_type: type[Writer],
+    folder: Path,
+    progress: Progress = silent,
+) -> tuple[str, dict[str, str]]:
+    """Write (key, array) pairs into a file of `folder`, in the order of `outputs`, which is the writer's own.
 
     Returns:
         The name of the file that opens the checkpoint, and {file name: SHA-256} of all that were written.
     """
-    outputs = writer_type.order(planned.outputs)
-    place = {info.key: index for index, info in enumerate(outputs)}
     total, done = sum(info.nbytes for info in outputs), 0
     writer = writer_type(folder / writer_type.file_name, outputs)
     try:
-
-        def due(step: Step) -> int:
-            return place[step.target.key] if step.target else -1
-
-        for step, array in stream(planned, checkpoint, due, reuse=True):
-            assert step.target is not None
-            writer.write(step.target.key, array)
+        for key, array in arrays:
+            writer.write(key, array)
             done += array.nbytes
             progress("converting", done, total)
         files = writer.finish()
@@ -369,6 +382,10 @@ def validate_folder(
         raise UsageError(f"{folder} is no folder; expected one that `vidweights port` wrote, or a release's name.")
     config = read_config(folder)
     verify_files(folder, config)
+    if config.inflation is not None:
+        from vidweights_converters import inflate
+
+        return inflate.validate_folder(folder, config, weights, progress)
     release = catalog.get(config.name) if config.release else None
     if release is None and weights is None:
         raise UsageError(f"{folder} was made from a checkpoint outside the catalog; give it with --weights.")
@@ -380,9 +397,9 @@ def validate_folder(
             report = _Proof(request, checkpoint, planned).run(folder, config, planned, progress)
         except ValidationError as error:
             with suppress(OutputError):  # the failure itself is what has to be told
-                _record(folder, config, error.report)
+                record(folder, config, error.report)
             raise
-    _record(folder, config, report)
+    record(folder, config, report)
     return report
 
 
@@ -396,7 +413,7 @@ def _check_source(folder: Path, config: FolderConfig, checkpoint: Checkpoint) ->
         )
 
 
-def _record(folder: Path, config: FolderConfig, report: Report) -> None:
+def record(folder: Path, config: FolderConfig, report: Report) -> None:
     """Put a report and the card that tells of it into a finished folder; each file is replaced in one step."""
     renewed = {VALIDATION: json_text(report.to_json()), CARD: card.render(config, report.to_json())}
     for name, text in renewed.items():

@@ -18,6 +18,7 @@ else:  # pragma: no cover
     import tomli as tomllib
 
 _FOLDER = Path(__file__).parent
+_IMAGES = "images"  # the 2D weights beside the releases, which vidweights.images reads
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,7 @@ class Release:
     @property
     def labels(self) -> tuple[str, ...]:
         """The class names, in the order of the logits."""
-        text = (_FOLDER / "labels" / self.label_source["file"]).read_text(encoding="utf-8")
-        return tuple(text.splitlines())
+        return read_labels(self.label_source["file"])
 
     @property
     def size(self) -> int:
@@ -91,8 +91,18 @@ class Release:
         return sum(file.size for file in self.files)
 
 
-def _read(path: Path) -> Release:
-    data = tomllib.loads(path.read_text(encoding="utf-8"))
+def read_toml(name: str) -> dict[str, Any]:
+    """The values in `catalog/NAME.toml`."""
+    return tomllib.loads((_FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
+
+
+def read_labels(file: str) -> tuple[str, ...]:
+    """The class names in `catalog/labels/FILE`, one a line, in the order of the logits."""
+    return tuple((_FOLDER / "labels" / file).read_text(encoding="utf-8").splitlines())
+
+
+def _read(name: str) -> Release:
+    data = read_toml(name)
     source = data.pop("source")
     return Release(
         config=FAMILIES[data["family"]].configure(**data.pop("config")),
@@ -110,7 +120,7 @@ def _read(path: Path) -> Release:
 
 def names() -> tuple[str, ...]:
     """The names of all releases, in alphabetical order."""
-    return tuple(sorted(path.stem for path in _FOLDER.glob("*.toml")))
+    return tuple(sorted(path.stem for path in _FOLDER.glob("*.toml") if path.stem != _IMAGES))
 
 
 @cache
@@ -122,7 +132,7 @@ def get(name: str) -> Release:
     """
     if name not in names():
         raise UsageError(f"no release is called {name!r}; there are: {', '.join(names())}")
-    return _read(_FOLDER / f"{name}.toml")
+    return _read(name)
 
 
 def releases() -> tuple[Release, ...]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from vidweights.dialects import i3d
+from vidweights.dialects import i3d, inception, resnet
 from vidweights.dialects.base import Constant, Dialect, Row, Stored
 from vidweights.errors import PlanError, UsageError
 from vidweights.families.base import Tensor
 from vidweights.formats.base import TensorInfo
 from vidweights.layout import Shape, reshape
 
-DIALECTS: dict[str, Dialect] = {dialect.name: dialect for dialect in (*i3d.DIALECTS,)}
+DIALECTS: dict[str, Dialect] = {
+    dialect.name: dialect for dialect in (*i3d.DIALECTS, *resnet.DIALECTS, *inception.DIALECTS)
+}
 
 # Below this share of its keys a dialect is not what the file speaks.
 _RECOGNISED = 0.5
@@ -31,7 +33,17 @@ def get(name: str) -> Dialect:
 
 
 def native(family: str) -> Dialect:
-    """The naming of our own torch model of a family."""
+    """The naming of our own torch model of a family.
+
+    Raises:
+        PlanError: it is a family of 2D networks, which have no such model.
+    """
+    if f"vidweights-{family}" not in DIALECTS:
+        raise PlanError(
+            f"this is a 2D network (family {family}), and vidweights has models of video networks only",
+            {},
+            "To make a 3D network of it: vidweights inflate --weights FILE",
+        )
     return get(f"vidweights-{family}")
 
 
@@ -53,7 +65,7 @@ def recognise(infos: Mapping[str, TensorInfo]) -> Recognition:
         PlanError: no known dialect has half of its keys there, or one has them under several prefixes.
     """
     candidates = [r for dialect in DIALECTS.values() for r in _recognise_as(dialect, infos)]
-    best = max(candidates, key=lambda r: r.found / r.expected, default=None)
+    best = max(candidates, key=lambda r: (r.found / r.expected, r.found), default=None)
     rivals = [r.prefix for r in candidates if best and r.dialect is best.dialect and r.found == best.found]
     if len(rivals) > 1:
         raise PlanError(
@@ -81,19 +93,20 @@ def _recognise_as(dialect: Dialect, infos: Mapping[str, TensorInfo]) -> list[Rec
         config = dialect.family.infer(shape_of)
         if config is None:
             continue
+        config = replace(config, **dialect.settings)
         keys = [row.place.key for row in dialect.table(config) if isinstance(row.place, Stored)]
         found.append(Recognition(dialect, config, prefix, sum(prefix + k in infos for k in keys), len(keys)))
     return found
 
 
 def _prefixes(dialect: Dialect, infos: Mapping[str, TensorInfo]) -> list[str]:
-    """The dotted prefixes under which the first key of the dialect stands; usually just the empty one."""
-    if not dialect.wrappable:
+    """The prefixes under which the first key of the dialect stands; usually just the empty one."""
+    if dialect.separator is None:
         return [""]
-    first = dialect.bind(dialect.family.tensors(dialect.family.configure())[0])
-    assert isinstance(first, Stored)
-    ends = (key.removesuffix(first.key) for key in infos if key.endswith(first.key))
-    return sorted({end for end in ends if not end or end.endswith(".")}, key=len)
+    firsts = [dialect.bind(Tensor(name, (), "")) for name in dialect.family.stems]
+    keys = [first.key for first in firsts if isinstance(first, Stored)]
+    ends = (key.removesuffix(first) for first in keys for key in infos if key.endswith(first))
+    return sorted({end for end in ends if not end or end.endswith(dialect.separator)}, key=len)
 
 
 def _canonical_shape(dialect: Dialect, tensor: Tensor, prefix: str, infos: Mapping[str, TensorInfo]) -> Shape | None:

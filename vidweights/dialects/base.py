@@ -68,11 +68,14 @@ class Dialect:
         bind: the place of a canonical tensor.
         source: repository, commit and file that the naming was read from.
         requires: values that the configuration must have (the `Flow` scope holds 2 channels).
+        settings: values of the configuration that no tensor tells and the released code fixes (Keras strides on the
+            1x1 kernel).
         facts: facts of the released code that differ from the family's, or that it adds.
         ignored: stored keys that are left, each with its reason.
         order: sorts the rows as the released code lays them out, where that order matters (Keras loads by
             position); None keeps the canonical order.
-        wrappable: whether keys may carry a common dotted prefix (`module.`, `state_dict.`), as torch's do.
+        separator: what ends a common prefix that keys may carry: a dot in torch's (`module.`, `state_dict.`); None
+            where there is no such prefix.
     """
 
     name: str
@@ -81,10 +84,11 @@ class Dialect:
     bind: Callable[[Tensor], Place]
     source: str
     requires: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     ignored: tuple[Ignored, ...] = ()
     order: Callable[[Tensor], Any] | None = None
-    wrappable: bool = False
+    separator: str | None = None
 
     @property
     def all_facts(self) -> dict[str, Any]:
@@ -101,3 +105,19 @@ class Dialect:
     def reason_to_ignore(self, key: str) -> str | None:
         """Why a stored key is left, or None if it is not one that this dialect leaves."""
         return next((rule.reason for rule in self.ignored if fnmatchcase(key, rule.pattern)), None)
+
+
+COUNTERS = Ignored("*num_batches_tracked", "a counter of training steps, not a weight")
+
+
+def native(family: Family) -> Dialect:
+    """The naming of our own torch model of a family: the canonical names."""
+    return Dialect(
+        f"vidweights-{family.name}",
+        family,
+        "torch",
+        lambda tensor: Stored(tensor.name, tensor.layout),
+        "vidweights/models",
+        ignored=(COUNTERS,),
+        separator=".",
+    )

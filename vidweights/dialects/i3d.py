@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from vidweights.dialects.base import Constant, Dialect, Ignored, Place, Stored
+from vidweights.dialects.base import COUNTERS, Constant, Dialect, Ignored, Place, Stored, native
 from vidweights.families.base import Tensor
-from vidweights.families.i3d import ENDPOINTS, HEAD, I3D
+from vidweights.families.i3d import ENDPOINTS, HEAD, I3D, S3D
 
 _KERNEL_LAST = "DHWIO"
 _NO_SCALE = Constant(1.0)
-_COUNTERS = Ignored("*.num_batches_tracked", "a counter of training steps, not a weight")
 
 
 def _split(name: str) -> tuple[list[str], str, str]:
@@ -134,10 +133,6 @@ def _keras_order(tensor: Tensor) -> tuple[int, int, int, int]:
     return block, rank * 2 + (part == "bn"), branch, leaf
 
 
-def _native(tensor: Tensor) -> Place:
-    return Stored(tensor.name, tensor.layout)
-
-
 _TF_IGNORED = (
     Ignored("*/Momentum", "optimiser slot"),
     Ignored("global_step", "a counter of training steps, not a weight"),
@@ -145,7 +140,8 @@ _TF_IGNORED = (
 _DEEPMIND = "google-deepmind/kinetics-i3d@0667e889:i3d.py"
 
 DIALECTS = (
-    Dialect("vidweights-i3d", I3D, "torch", _native, "vidweights/models/i3d.py", ignored=(_COUNTERS,), wrappable=True),
+    native(I3D),
+    native(S3D),
     Dialect(
         "deepmind-rgb",
         I3D,
@@ -184,8 +180,8 @@ DIALECTS = (
             "padding": "TensorFlow SAME, from the run-time size of each axis; max-pools pad with zero",
             "head": "2x7x7 average pool (VALID, stride 1), dropout, 1x1x1 convolution, no mean over time",
         },
-        ignored=(_COUNTERS,),
-        wrappable=True,
+        ignored=(COUNTERS,),
+        separator=".",
     ),
     Dialect(
         "hassony2",
@@ -198,8 +194,8 @@ DIALECTS = (
             "padding": "TensorFlow SAME in time; in space only where H and W divide by every stride",
             "head": "2x7x7 average pool (VALID, stride 1), dropout, 1x1x1 convolution, mean over time, softmax",
         },
-        ignored=(_COUNTERS,),
-        wrappable=True,
+        ignored=(COUNTERS,),
+        separator=".",
     ),
     Dialect(
         "keras-i3d",

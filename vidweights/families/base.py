@@ -43,6 +43,7 @@ class Family:
         tensors: the canonical tensors of a configuration, in canonical order.
         infer: reads the configuration off the shapes of a checkpoint; None if the checkpoint lacks what it needs.
         facts: what a port must carry beside the tensors (padding rule, batch-norm epsilon, ...), as JSON values.
+        stems: the names that the first kernel may have.
     """
 
     name: str
@@ -50,3 +51,4 @@ class Family:
     tensors: Callable[[Any], tuple[Tensor, ...]]
     infer: Callable[[ShapeOf], Any | None]
     facts: Mapping[str, Any]
+    stems: tuple[str, ...]

@@ -8,32 +8,16 @@ canonical tensors. The references under `converters/` are written apart from it 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, ClassVar, Literal
 
 from vidweights.errors import UsageError
 from vidweights.families.base import Family, ShapeOf, Tensor
+from vidweights.families.units import Pool, Unit, unit_tensors
 
-Triple = tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class Unit:
-    """Convolution without bias, batch norm, ReLU. Kernel and stride are (T, H, W)."""
-
-    name: str
-    channels: int
-    kernel: Triple
-    stride: Triple = (1, 1, 1)
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Max-pool with TensorFlow's `SAME` padding. Kernel and stride are (T, H, W)."""
-
-    name: str
-    kernel: Triple
-    stride: Triple
+Padding = Literal["same", "symmetric"]
+TimePadding = Literal["replicate", "zero"]
+HeadPool = Literal["release", "mean"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +31,7 @@ class Mixed:
 
     name: str
     channels: tuple[int, int, int, int, int, int]
+    separable: bool = False
 
     @property
     def branches(self) -> tuple[tuple[Unit | Pool, ...], ...]:
@@ -55,8 +40,8 @@ class Mixed:
         one, three = (1, 1, 1), (3, 3, 3)
         return (
             (Unit("Conv3d_0a_1x1", b0, one),),
-            (Unit("Conv3d_0a_1x1", b1a, one), Unit("Conv3d_0b_3x3", b1b, three)),
-            (Unit("Conv3d_0a_1x1", b2a, one), Unit("Conv3d_0b_3x3", b2b, three)),
+            (Unit("Conv3d_0a_1x1", b1a, one), _separated(Unit("Conv3d_0b_3x3", b1b, three), self.separable)),
+            (Unit("Conv3d_0a_1x1", b2a, one), _separated(Unit("Conv3d_0b_3x3", b2b, three), self.separable)),
             (Pool("MaxPool3d_0a_3x3", three, one), Unit("Conv3d_0b_1x1", b3, one)),
         )
 
@@ -65,6 +50,11 @@ class Mixed:
         """The width of the joined output."""
         b0, _, b1b, _, b2b, b3 = self.channels
         return b0 + b1b + b2b + b3
+
+
+def _separated(unit: Unit, separable: bool) -> Unit:
+    """The unit, factorised if that is wanted and its kernel is long in time; both halves are of its width."""
+    return replace(unit, planes=unit.channels) if separable and unit.kernel[0] > 1 else unit
 
 
 Layer = Unit | Pool | Mixed
@@ -97,28 +87,34 @@ HEAD = "Logits"
 
 
 @dataclass(frozen=True)
-class I3DConfig:
-    """One I3D network.
+class InceptionConfig:
+    """One Inception v1, and what its released code does.
 
     Attributes:
         in_channels: 3 for RGB, 2 for optical flow.
         num_classes: outputs of the head; 0 leaves the head out.
         depth_multiplier: scales the width of every layer, in steps of 1/64 so that the stem tells it (a release
             has 1.0; a narrow network tests fast).
+        padding: in space: TensorFlow's `same`, or `symmetric`, half the kernel on both sides, where max-pools with a
+            stride have none and round the size up (torchvision).
     """
 
     in_channels: int = 3
-    num_classes: int = 400
+    num_classes: int = 1000
     depth_multiplier: float = 1.0
+    padding: Padding = "same"
+
+    separable: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         counts = (self.in_channels, self.num_classes)
         whole = all(type(count) is int and 0 <= count < _MOST for count in counts)
         stem = self.depth_multiplier * STEM_CHANNELS if isinstance(self.depth_multiplier, int | float) else 0
-        if not whole or not self.in_channels or not 1 <= stem < _MOST or stem != int(stem):
+        sound = whole and self.in_channels and 1 <= stem < _MOST and stem == int(stem)
+        if not sound or self.padding not in ("same", "symmetric"):
             raise UsageError(
-                f"{self}: expected in_channels >= 1, num_classes >= 0 (0 leaves the head out) and a "
-                f"depth_multiplier that is a positive multiple of 1/{STEM_CHANNELS}"
+                f"{self}: expected in_channels >= 1, num_classes >= 0 (0 leaves the head out), a "
+                f"depth_multiplier that is a positive multiple of 1/{STEM_CHANNELS}, and padding 'same' or 'symmetric'"
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -126,7 +122,42 @@ class I3DConfig:
         return asdict(self)
 
 
-def layers(config: I3DConfig) -> tuple[Layer, ...]:
+@dataclass(frozen=True)
+class I3DConfig(InceptionConfig):
+    """One I3D network: the fields of the 2D one, and what time adds.
+
+    Attributes:
+        time_padding: what stands before the first and behind the last frame: zeros (the release), or the frame itself.
+        head_pool: `release` averages windows of 2x7x7, `mean` all of time and space.
+    """
+
+    num_classes: int = 400
+    time_padding: TimePadding = "zero"
+    head_pool: HeadPool = "release"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.time_padding not in ("zero", "replicate") or self.head_pool not in ("release", "mean"):
+            raise UsageError(f"{self}: expected time_padding 'zero' or 'replicate', head_pool 'release' or 'mean'")
+
+    @property
+    def flat(self) -> InceptionConfig:
+        """The 2D network without the time."""
+        return InceptionConfig(**{field.name: getattr(self, field.name) for field in fields(InceptionConfig)})
+
+
+@dataclass(frozen=True)
+class S3DConfig(I3DConfig):
+    """One S3D network of Xie et al. (arXiv 1712.04851, section 4): I3D whose kernels that are long in time are
+    factorised, a spatial and a temporal unit of the same width each.
+    """
+
+    head_pool: HeadPool = "mean"
+
+    separable: ClassVar[bool] = True
+
+
+def layers(config: InceptionConfig) -> tuple[Layer, ...]:
     """The layers of a configuration, stem to `Mixed_5c`; each is an endpoint of that name."""
 
     def width(channels: int) -> int:
@@ -134,28 +165,22 @@ def layers(config: I3DConfig) -> tuple[Layer, ...]:
 
     def scale(layer: Layer) -> Layer:
         match layer:
-            case Unit(name, channels, kernel, stride):
-                return Unit(name, width(channels), kernel, stride)
+            case Unit():
+                return _separated(replace(layer, channels=width(layer.channels)), config.separable)
             case Mixed(name, (b0, b1a, b1b, b2a, b2b, b3)):
-                return Mixed(name, (width(b0), width(b1a), width(b1b), width(b2a), width(b2b), width(b3)))
+                widths = (width(b0), width(b1a), width(b1b), width(b2a), width(b2b), width(b3))
+                return Mixed(name, widths, config.separable)
             case _:
                 return layer
 
     return tuple(scale(layer) for layer in _LAYERS)
 
 
-def feature_channels(config: I3DConfig) -> int:
+def feature_channels(config: InceptionConfig) -> int:
     """The width of `Mixed_5c`, the input of the head (1024 in a release)."""
     last = layers(config)[-1]
     assert isinstance(last, Mixed)
     return last.out_channels
-
-
-def _unit_tensors(prefix: str, unit: Unit, in_channels: int) -> Iterator[Tensor]:
-    name, width = prefix + unit.name, (unit.channels,)
-    yield Tensor(f"{name}.conv.weight", (unit.channels, in_channels, *unit.kernel), "OIDHW")
-    for vector in ("weight", "bias", "running_mean", "running_var"):
-        yield Tensor(f"{name}.bn.{vector}", width, "C")
 
 
 def _mixed_tensors(mixed: Mixed, in_channels: int) -> Iterator[Tensor]:
@@ -163,11 +188,11 @@ def _mixed_tensors(mixed: Mixed, in_channels: int) -> Iterator[Tensor]:
         width = in_channels
         for layer in branch:
             if isinstance(layer, Unit):
-                yield from _unit_tensors(f"{mixed.name}.Branch_{index}.", layer, width)
+                yield from unit_tensors(f"{mixed.name}.Branch_{index}.", layer, width)
                 width = layer.channels
 
 
-def tensors(config: I3DConfig) -> tuple[Tensor, ...]:
+def tensors(config: InceptionConfig) -> tuple[Tensor, ...]:
     """The canonical tensors of a configuration, in the order of the layers."""
 
     def walk() -> Iterator[Tensor]:
@@ -175,7 +200,7 @@ def tensors(config: I3DConfig) -> tuple[Tensor, ...]:
         for layer in layers(config):
             match layer:
                 case Unit():
-                    yield from _unit_tensors("", layer, width)
+                    yield from unit_tensors("", layer, width)
                     width = layer.channels
                 case Mixed():
                     yield from _mixed_tensors(layer, width)
@@ -191,15 +216,20 @@ def tensors(config: I3DConfig) -> tuple[Tensor, ...]:
 
 def infer(shape_of: ShapeOf) -> I3DConfig | None:
     """The configuration of a checkpoint, read off the shapes of its stem and its head."""
-    stem = shape_of(f"{ENDPOINTS[0]}.conv.weight", "OIDHW")
+    return _infer(shape_of, I3DConfig, f"{ENDPOINTS[0]}.conv.weight")
+
+
+def _infer(shape_of: ShapeOf, configure: type[I3DConfig], stem_name: str) -> I3DConfig | None:
+    stem = shape_of(stem_name, "OIDHW")
     if stem is None or 0 in stem[:2]:
         return None
     head = shape_of(f"{HEAD}.weight", "OIDHW")
-    return I3DConfig(
-        in_channels=stem[1],
-        num_classes=head[0] if head else 0,
-        depth_multiplier=stem[0] / STEM_CHANNELS,
-    )
+    return configure(in_channels=stem[1], num_classes=head[0] if head else 0, depth_multiplier=stem[0] / STEM_CHANNELS)
+
+
+def infer_s3d(shape_of: ShapeOf) -> I3DConfig | None:
+    """As `infer`, for the factorised stem of S3D."""
+    return _infer(shape_of, S3DConfig, f"{ENDPOINTS[0]}.spatial.conv.weight")
 
 
 FACTS: dict[str, Any] = {
@@ -212,4 +242,14 @@ FACTS: dict[str, Any] = {
     "axis_order": "NCTHW",
 }
 
-I3D = Family(name="i3d", configure=I3DConfig, tensors=tensors, infer=infer, facts=FACTS)
+I3D = Family(
+    name="i3d", configure=I3DConfig, tensors=tensors, infer=infer, facts=FACTS, stems=(f"{ENDPOINTS[0]}.conv.weight",)
+)
+S3D = Family(
+    name="s3d",
+    configure=S3DConfig,
+    tensors=tensors,
+    infer=infer_s3d,
+    facts=FACTS,
+    stems=(f"{ENDPOINTS[0]}.spatial.conv.weight",),
+)

@@ -31,6 +31,7 @@ __all__ = [
 READERS: Mapping[str, str] = {
     "safetensors": "safetensors:SafetensorsFile",
     "tf": "tf_bundle:TFBundle",
+    "tf-v1": "tf_v1:TFV1File",
     "torch": "torch_zip:TorchZip",
     "torch-legacy": "torch_legacy:TorchLegacy",
     "h5": "hdf5:Hdf5File",

@@ -7,9 +7,12 @@ nothing here recurses.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TypeVar
+
+Data = TypeVar("Data", bytes, memoryview)
 
 
-def varint(data: bytes, at: int) -> tuple[int, int]:
+def varint(data: bytes | memoryview, at: int) -> tuple[int, int]:
     """The integer (0 to 2**64 - 1) that begins at a byte, and the place behind it.
 
     Raises:
@@ -27,15 +30,15 @@ def varint(data: bytes, at: int) -> tuple[int, int]:
     raise ValueError("an integer has more than ten bytes")
 
 
-def signed(value: int | bytes) -> int:
+def signed(value: int | bytes | memoryview) -> int:
     """The int64 whose two's complement a varint field holds."""
     if not isinstance(value, int):
         raise ValueError("bytes where an integer belongs")
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
-def fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """(number, value) of each field: integers for varint, fixed64 and fixed32, bytes for the others.
+def fields(data: Data) -> Iterator[tuple[int, int | Data]]:
+    """(number, value) of each field: integers for varint, fixed64 and fixed32, a part of `data` for the others.
 
     Raises:
         ValueError: the message is cut, or has a group or an unknown wire type.

@@ -16,6 +16,10 @@ TORCH_MAGIC = 0x1950A86A20F9469CFC6C
 _LONG1_MAGIC = b"\x8a\x0a" + TORCH_MAGIC.to_bytes(10, "little")
 # Python 2 wrote pickles as text: a dict, a list or a class begins them.
 _OLD_PICKLE = re.compile(rb"\([dl]p\d+\n|[}\]]q.|c[\w.]+\n\w+\n", re.DOTALL)
+# A table of TensorFlow begins with the key "" and a message: a BundleHeaderProto, whose first field is an integer, or a
+# SavedTensorSlices, whose first field is a message of messages. The first blocks of old tables may be compressed.
+_BUNDLE = re.compile(rb"\0\0[\x80-\xff]*[\0-\x7f]\x08")
+_V1 = re.compile(rb"\0\0[\x80-\xff]+[\0-\x7f]\x0a[\x80-\xff]+[\0-\x7f]\x0a")
 
 # (first bytes, offset, what it is and what to do now)
 _IMPOSTORS = (
@@ -64,7 +68,7 @@ def sniff(path: Path) -> str:
     if any(head[at:].startswith(_HDF5) for at in (0, 512, 1024, 2048)):
         return "h5"
     if tail == table.MAGIC:
-        return "tf"
+        return "tf" if _BUNDLE.match(head) else "tf-v1"
     kind = _pickle(head, tail)
     if kind is None:
         raise FormatError(f"{path} is {impostor(head) or _unknown(path, head, size)}")
@@ -117,7 +121,9 @@ def _unknown(path: Path, head: bytes, size: int) -> str:
         return f"{what}, not a checkpoint. It begins: {start.splitlines()[0] if start.splitlines() else start!r}"
     if path.suffix == ".index":
         return f"not a whole index of a TensorFlow checkpoint ({size:,} bytes, its end is missing). Download it again."
+    if _V1.match(head):
+        return f"not a whole TensorFlow V1 checkpoint ({size:,} bytes, its end is missing). Download it again."
     return (
         f"no checkpoint that is read here ({size:,} bytes, the first are {head[:8].hex(' ')}). Read are safetensors, "
-        "TensorFlow V2 bundles, torch files, pickles of arrays, HDF5 and npz."
+        "TensorFlow checkpoints, torch files, pickles of arrays, HDF5 and npz."
     )

@@ -1,4 +1,4 @@
-"""The sorted string table of LevelDB, which TensorFlow uses as the index of a checkpoint.
+"""The sorted string table of LevelDB: the index of a TensorFlow checkpoint, or the whole of an old one.
 
 A table is a run of blocks and a footer. A block holds sorted (key, value) pairs, each key without the prefix
 that it shares with the one before it; the last block is an index of the others.
@@ -9,17 +9,22 @@ Format: doc/table_format.md of LevelDB; tensorflow/core/lib/io/table_builder.cc,
 from __future__ import annotations
 
 import struct
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import google_crc32c
 
 from vidweights.errors import FormatError, IntegrityError
+from vidweights.files import map_file
+from vidweights.formats import snappy
 from vidweights.formats.protobuf import encode_varint, varint
 
 MAGIC = 0xDB4775248B80FB57.to_bytes(8, "little")
 _FOOTER = 48
 _TRAILER = 5  # the compression, and a masked CRC32C of the block and that byte
+_PLAIN, _SNAPPY = 0, 1  # kinds of compression
 _BLOCK_SIZE = 256 << 10
 _RESTART = 16
 # An index of a million tensors stays below these; a hostile one cannot make us expand more.
@@ -40,71 +45,101 @@ def unmask(masked: int) -> int:
     return (rotated >> 17 | rotated << 15) & 0xFFFF_FFFF
 
 
-def read(path: Path) -> dict[bytes, bytes]:
-    """Every key and value of a table, in order.
-
-    Raises:
-        FormatError: it is no table, is compressed, or is damaged.
-        IntegrityError: a block fails its CRC32C.
-    """
-    data = _load(path)
-    pairs: dict[bytes, bytes] = {}
-    expanded, last = 0, None
+@contextmanager
+def reported_as_damage(path: Path) -> Iterator[None]:
+    """Turns a `ValueError` of parsing into the `FormatError` that a person reads."""
     try:
-        _, at = _handle(data, len(data) - _FOOTER)  # the block of filters, which TensorFlow leaves empty
-        index, _ = _handle(data, at)
-        for _, value in _pairs(_block(data, index, path)):
-            for key, content in _pairs(_block(data, _handle(value, 0)[0], path)):
-                expanded += len(key)
-                if last is not None and key <= last:
-                    raise ValueError("its keys are not in order")
-                if expanded > _MAX_KEYS:
-                    raise ValueError(f"its keys have more than {_MAX_KEYS:,} bytes")
-                pairs[key] = content
-                last = key
+        yield
     except ValueError as error:
         raise FormatError(f"{path} is damaged: {error}. Download it again.") from error
-    return pairs
 
 
-def _load(path: Path) -> bytes:
+class Table:
+    """A table in a file that is memory-mapped; its blocks are checked, and expanded, when they are asked for.
+
+    Raises:
+        FormatError: it is no table, or is damaged.
+        IntegrityError: a block fails its CRC32C.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._bytes = map_file(path)
+        self._data = self._bytes.data  # the same as a memoryview, which hands out numbers and not arrays
+        if len(self._data) < _FOOTER or self._data[-8:] != MAGIC:
+            raise FormatError(
+                f"{path} does not end as the index of a TensorFlow checkpoint does: it is cut, or is another file. "
+                "Download it again."
+            )
+        with reported_as_damage(path):
+            _, at = _handle(self._data, len(self._data) - _FOOTER)  # the filters, which TensorFlow leaves empty
+            index, _ = _handle(self._data, at)
+            pairs = [(key, _handle(value, 0)[0]) for key, value in _pairs(self._block(index))]
+        self._last_keys = [key for key, _ in pairs]  # or a key between the block and the next
+        self._handles = [handle for _, handle in pairs]
+
+    def __iter__(self) -> Iterator[tuple[bytes, memoryview]]:
+        """Every key and value, in the order of the file."""
+        with reported_as_damage(self.path):
+            for handle in self._handles:
+                yield from _pairs(self._block(handle))
+
+    def get(self, key: bytes) -> memoryview | None:
+        """The value of a key, for which one block is read; None if there is none."""
+        at = bisect_left(self._last_keys, key)
+        if at == len(self._handles):
+            return None
+        with reported_as_damage(self.path):
+            return next((value for found, value in _pairs(self._block(self._handles[at])) if found == key), None)
+
+    def _block(self, handle: Handle) -> memoryview:
+        """The content of a block, checked."""
+        offset, size = handle
+        if offset + size + _TRAILER > len(self._data) - _FOOTER:
+            raise ValueError(f"a block of {size} bytes at byte {offset} reaches beyond the end")
+        body = self._data[offset : offset + size + 1]
+        (stored,) = struct.unpack_from("<I", self._data, offset + size + 1)
+        if google_crc32c.value(self._bytes[offset : offset + size + 1]) != unmask(stored):
+            raise IntegrityError(
+                f"{self.path} is damaged: the block at byte {offset} fails its CRC32C. Download it again."
+            )
+        if body[-1] not in (_PLAIN, _SNAPPY):
+            raise ValueError(f"the block at byte {offset} is compressed in an unknown way ({body[-1]})")
+        return snappy.expand(body[:-1]) if body[-1] == _SNAPPY else body[:-1]
+
+
+def read(path: Path) -> dict[bytes, bytes]:
+    """Every key and value of a table that is the index of a checkpoint, in order.
+
+    Raises:
+        FormatError: it is no table, is too large for an index, or is damaged.
+        IntegrityError: a block fails its CRC32C.
+    """
     size = path.stat().st_size
     if size > _MAX_FILE:
         raise FormatError(f"{path} has {size:,} bytes; an index of a checkpoint has at most {_MAX_FILE:,}.")
-    data = path.read_bytes()
-    if len(data) < _FOOTER or data[-8:] != MAGIC:
-        raise FormatError(
-            f"{path} does not end as the index of a TensorFlow checkpoint does: it is cut, or is another file. "
-            "Download it again."
-        )
-    return data
+    pairs: dict[bytes, bytes] = {}
+    expanded, last = 0, None
+    with reported_as_damage(path):
+        for key, value in Table(path):
+            expanded += len(key)
+            if last is not None and key <= last:
+                raise ValueError("its keys are not in order")
+            if expanded > _MAX_KEYS:
+                raise ValueError(f"its keys have more than {_MAX_KEYS:,} bytes")
+            pairs[key] = bytes(value)
+            last = key
+    return pairs
 
 
-def _handle(data: bytes, at: int) -> tuple[Handle, int]:
+def _handle(data: memoryview, at: int) -> tuple[Handle, int]:
     """The place of a block, and the byte behind it."""
     offset, at = varint(data, at)
     size, at = varint(data, at)
     return (offset, size), at
 
 
-def _block(data: bytes, handle: Handle, path: Path) -> bytes:
-    """The content of a block, checked."""
-    offset, size = handle
-    if offset + size + _TRAILER > len(data) - _FOOTER:
-        raise ValueError(f"a block of {size} bytes at byte {offset} reaches beyond the end")
-    body = data[offset : offset + size + 1]
-    (stored,) = struct.unpack_from("<I", data, offset + size + 1)
-    if google_crc32c.value(body) != unmask(stored):
-        raise IntegrityError(f"{path} is damaged: the block at byte {offset} fails its CRC32C. Download it again.")
-    if body[-1]:
-        raise FormatError(
-            f"{path} is compressed (type {body[-1]}; 1 is snappy), as TensorFlow's V1 checkpoints are, which are not "
-            "read. Restore it in TensorFlow and save it again with tf.compat.v1.train.Saver()."
-        )
-    return body[:-1]
-
-
-def _pairs(block: bytes) -> Iterator[tuple[bytes, bytes]]:
+def _pairs(block: memoryview) -> Iterator[tuple[bytes, memoryview]]:
     """The keys and values of a block; the restart points behind them only serve a search."""
     restarts = int.from_bytes(block[-4:], "little")
     end = len(block) - 4 * (restarts + 1)

@@ -78,17 +78,14 @@ def read_index(path: Path) -> Index:
     header = entries.pop(b"", b"")
     if not header.startswith(b"\x08"):  # field 1, a varint: num_shards
         raise FormatError(
-            f"{path} is a table, but not the index of a TensorFlow V2 checkpoint. If it is a V1 checkpoint (one file), "
-            "restore it in TensorFlow and save it again with tf.compat.v1.train.Saver()."
+            f"{path} is a table, but not the index of a TensorFlow V2 checkpoint. Give the .index that came with it."
         )
-    try:
+    with table.reported_as_damage(path):
         for key in entries:
             if not _is_slice(key):
                 key.decode()
         index = Index(_shards(header), {key: _entry(value) for key, value in entries.items()})
         _check_places(index)
-    except ValueError as error:
-        raise FormatError(f"{path} is damaged: {error}. Download it again.") from error
     return index
 
 
@@ -110,16 +107,30 @@ def _entry(data: bytes) -> Entry:
         if field in numbers and isinstance(value, int):
             numbers[field] = value
         elif field == 2 and isinstance(value, bytes):
-            shape = tuple(_dim(dim) for number, dim in protobuf.fields(value) if number == 2)
+            shape = tensor_shape(value)
         elif field == 7:
             slices += 1
     return Entry(numbers[1], shape, numbers[3], numbers[4], numbers[5], numbers[6], slices)
 
 
-def _dim(data: int | bytes) -> int:
-    if not isinstance(data, bytes):
+def tensor_shape(data: protobuf.Data) -> Shape:
+    """The axes of a TensorShapeProto, as the file claims them.
+
+    Raises:
+        ValueError: it is no such message.
+    """
+    return tuple(_dim(dim) for number, dim in protobuf.fields(data) if number == 2)
+
+
+def _dim(data: int | protobuf.Data) -> int:
+    if isinstance(data, int):
         raise ValueError("an axis of a shape is not a message")
     return protobuf.signed(next((size for field, size in protobuf.fields(data) if field == 1), 0))
+
+
+def type_name(dtype: int) -> str:
+    """What TensorFlow calls a type of elements that are not weights."""
+    return _NOT_WEIGHTS.get(dtype, f"DataType {dtype}")
 
 
 def _check_places(index: Index) -> None:
@@ -179,8 +190,7 @@ class TFBundle(Checkpoint):
             if entry.slices:
                 self.others[key] = f"a partitioned variable in {entry.slices} slices, which are not assembled"
             elif dtype is None:
-                what = _NOT_WEIGHTS.get(entry.dtype, f"DataType {entry.dtype}")
-                self.others[key] = f"a tensor of type {what}, {entry.size:,} bytes"
+                self.others[key] = f"a tensor of type {type_name(entry.dtype)}, {entry.size:,} bytes"
             else:
                 where = f"{self.path}: {key}"
                 info = TensorInfo(key, checked_shape(entry.shape, where), dtype.name)

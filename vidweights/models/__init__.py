@@ -11,7 +11,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 # family: (module, class)
-_MODELS = {"i3d": ("vidweights.models.i3d", "I3D")}
+_MODELS = {
+    "i3d": ("vidweights.models.i3d", "I3D"),
+    "s3d": ("vidweights.models.i3d", "I3D"),
+    "resnet3d": ("vidweights.models.resnet3d", "ResNet3D"),
+}
 
 
 def build(family: str, config: Any, **options: Any) -> nn.Module:

@@ -6,116 +6,30 @@ the padding is TensorFlow's `SAME`, worked out from the size that each axis has 
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vidweights.errors import InputError, UsageError
 from vidweights.families import i3d as family
-from vidweights.families.i3d import ENDPOINTS, HEAD, I3DConfig, Triple
-
-HeadPool = Literal["release", "mean"]
-
-
-def same_padding(size: Sequence[int], kernel: Triple, stride: Triple) -> tuple[list[int], list[int]]:
-    """TensorFlow's `SAME` padding for an input of `size` (T, H, W).
-
-    Source: tensorflow/core/framework/kernel_shape_util.cc. The output has ceil(n / stride) elements, and what the
-    windows need beyond the input is split in two halves; an odd element goes behind.
-
-    Returns:
-        What each axis needs on both sides, and what it needs behind beside that (0 or 1).
-    """
-    totals = [max((-(-n // s) - 1) * s + k - n, 0) for n, k, s in zip(size, kernel, stride)]
-    return [total // 2 for total in totals], [total % 2 for total in totals]
-
-
-class Conv(nn.Conv3d):
-    """3D convolution without bias and with `SAME` padding, initialised as Sonnet's `snt.Conv3D`."""
-
-    def __init__(self, in_channels: int, channels: int, kernel: Triple, stride: Triple) -> None:
-        super().__init__(in_channels, channels, kernel, stride, bias=False)
-
-    def reset_parameters(self) -> None:
-        """Draw the weights anew."""
-        _sonnet_init(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, T, H, W) to (N, C', ceil(T / stride), ceil(H / stride), ceil(W / stride))."""
-        both, behind = same_padding(x.shape[2:], self.kernel_size, self.stride)  # type: ignore[arg-type]
-        if any(behind):
-            t, h, w = behind
-            x = F.pad(x, (0, w, 0, h, 0, t))
-        return F.conv3d(x, self.weight, self.bias, self.stride, both)
-
-
-class MaxPool(nn.Module):
-    """3D max-pool with `SAME` padding, where the padding never wins, as in TensorFlow.
-
-    The kernel must be odd where the stride is 1, as it is throughout I3D.
-    """
-
-    def __init__(self, kernel: Triple, stride: Triple) -> None:
-        super().__init__()
-        self.kernel, self.stride = kernel, stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, T, H, W) to (N, C, ceil(T / stride), ceil(H / stride), ceil(W / stride))."""
-        # With a stride above 1, `ceil_mode` adds just the one element behind that SAME may need, and makes no copy.
-        both, _ = same_padding(x.shape[2:], self.kernel, self.stride)
-        return F.max_pool3d(x, self.kernel, self.stride, both, ceil_mode=True)
-
-    def extra_repr(self) -> str:
-        """What `print` shows."""
-        return f"kernel={self.kernel}, stride={self.stride}"
-
-
-class BatchNorm(nn.BatchNorm3d):
-    """Batch norm with the release's epsilon and momentum.
-
-    Its counter of training steps is not a weight: it is not saved, and loading sets it to zero.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, eps=family.FACTS["batch_norm_epsilon"], momentum=family.FACTS["batch_norm_momentum"])
-        self.register_buffer("num_batches_tracked", self.num_batches_tracked, persistent=False)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # Torch's own would add the counter that it misses, and a strict load would then refuse it.
-        state_dict.pop(f"{prefix}num_batches_tracked", None)
-        nn.Module._load_from_state_dict(self, state_dict, prefix, *args)
-        assert self.running_mean is not None
-        self.num_batches_tracked = torch.zeros((), dtype=torch.long, device=self.running_mean.device)
-
-
-class Unit(nn.Module):
-    """Convolution, batch norm, ReLU."""
-
-    def __init__(self, in_channels: int, unit: family.Unit) -> None:
-        super().__init__()
-        self.conv = Conv(in_channels, unit.channels, unit.kernel, unit.stride)
-        self.bn = BatchNorm(unit.channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, T, H, W) to (N, C', T', H', W')."""
-        return F.relu(self.bn(self.conv(x)))
+from vidweights.families.i3d import ENDPOINTS, HEAD, HeadPool, I3DConfig
+from vidweights.families.units import Pool, Unit
+from vidweights.models.inputs import check_clip
+from vidweights.models.units import MaxPool, Padding, Rule, Style, build_unit, sonnet_init
 
 
 class Mixed(nn.Module):
     """Inception module: four branches, joined along the channels."""
 
-    def __init__(self, in_channels: int, mixed: family.Mixed) -> None:
+    def __init__(self, in_channels: int, mixed: family.Mixed, style: Style) -> None:
         super().__init__()
         for index, branch in enumerate(mixed.branches):
             steps, width = OrderedDict[str, nn.Module](), in_channels
             for layer in branch:
-                steps[layer.name], width = _build(layer, width)
+                steps[layer.name], width = _build(layer, width, style)
             self.add_module(f"Branch_{index}", nn.Sequential(steps))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -123,33 +37,29 @@ class Mixed(nn.Module):
         return torch.cat([branch(x) for branch in self.children()], dim=1)
 
 
-def _build(layer: family.Layer, in_channels: int) -> tuple[nn.Module, int]:
+def _build(layer: family.Layer, in_channels: int, style: Style) -> tuple[nn.Module, int]:
     """The module of a layer, and the number of channels that it puts out."""
     match layer:
-        case family.Unit():
-            return Unit(in_channels, layer), layer.channels
+        case Unit():
+            return build_unit(in_channels, layer, style), layer.channels
         case family.Mixed():
-            return Mixed(in_channels, layer), layer.out_channels
-        case family.Pool():
-            return MaxPool(layer.kernel, layer.stride), in_channels
+            return Mixed(in_channels, layer, style), layer.out_channels
+        case Pool():
+            return MaxPool(layer.kernel, layer.stride, style.padding), in_channels
 
 
-def _sonnet_init(conv: nn.Conv3d, generator: torch.Generator | None = None) -> None:
-    """Sonnet's default: truncated normal of deviation 1 / sqrt(fan in), cut at two deviations; zero bias.
-
-    Source: `create_weight_initializer` in sonnet/python/modules/conv.py, version 1.
-    """
-    deviation = 1 / math.sqrt(conv.weight[0].numel())
-    nn.init.trunc_normal_(conv.weight, std=deviation, a=-2 * deviation, b=2 * deviation, generator=generator)
-    if conv.bias is not None:
-        nn.init.zeros_(conv.bias)
+def _style(config: I3DConfig) -> Style:
+    """How the units of a configuration pad and normalise."""
+    space: Rule = "same" if config.padding == "same" else "ceil"
+    padding = Padding(time="same", space=space, replicate=config.time_padding == "replicate")
+    return Style(padding, family.FACTS["batch_norm_epsilon"], family.FACTS["batch_norm_momentum"])
 
 
 def feature_shape(config: I3DConfig, endpoint: str, size: Sequence[int]) -> tuple[int, int, int, int]:
     """The shape (C', T', H', W') of an endpoint for clips of `size` (T, H, W); nothing is computed.
 
     Each axis is divided by the product of the strides so far, rounded up: at `Mixed_5c` T' = ceil(T / 8),
-    H' = ceil(H / 32) and W' = ceil(W / 32).
+    H' = ceil(H / 32) and W' = ceil(W / 32). (With the `padding` of torchvision's GoogLeNet H' and W' may be one less.)
 
     Raises:
         UsageError: there is no such endpoint.
@@ -160,9 +70,9 @@ def feature_shape(config: I3DConfig, endpoint: str, size: Sequence[int]) -> tupl
         match layer:
             case family.Mixed():
                 channels = layer.out_channels
-            case family.Unit() | family.Pool():
+            case Unit() | Pool():
                 t, h, w = (-(-n // s) for n, s in zip((t, h, w), layer.stride))
-                channels = layer.channels if isinstance(layer, family.Unit) else channels
+                channels = layer.channels if isinstance(layer, Unit) else channels
         if layer.name == endpoint:
             break
     return channels, t, h, w
@@ -187,9 +97,9 @@ class I3D(nn.Module):
         config: channels, classes and width.
         dropout: share of the pooled features that is dropped in training, before the head (the release trained
             with 0.5).
-        head_pool: `release` averages 2 frames x 7 x 7 with stride 1, which needs H and W from 193 to 224 and T >= 9;
-            `mean` averages over time and space, at any size. They differ in how they weigh the first and last
-            frames.
+        head_pool: in place of the configuration's: `release` averages 2 frames x 7 x 7 with stride 1, which needs H
+            and W from 193 to 224 and T >= 9; `mean` averages over time and space, at any size. They differ in how they
+            weigh the first and last frames.
     """
 
     def __init__(
@@ -197,15 +107,14 @@ class I3D(nn.Module):
         config: I3DConfig = I3DConfig(),  # noqa: B008  (frozen)
         *,
         dropout: float = 0.0,
-        head_pool: HeadPool = "release",
+        head_pool: HeadPool | None = None,
     ) -> None:
         super().__init__()
-        if head_pool not in ("release", "mean"):
-            raise UsageError(f"head_pool is {head_pool!r}; expected 'release' or 'mean'")
-        self.config, self.head_pool = config, head_pool
-        width = config.in_channels
+        self.config = config
+        self.head_pool = (config if head_pool is None else replace(config, head_pool=head_pool)).head_pool
+        width, style = config.in_channels, _style(config)
         for layer in family.layers(config):
-            module, width = _build(layer, width)
+            module, width = _build(layer, width, style)
             self.add_module(layer.name, module)
         self.dropout = nn.Dropout(dropout)
         self.Logits: nn.Conv3d | None = None
@@ -225,12 +134,11 @@ class I3D(nn.Module):
             stem, width = self._stem, family.feature_channels(self.config)
             self.Logits = nn.Conv3d(width, num_classes, 1, device=stem.device, dtype=stem.dtype)
             self.Logits.train(self.training)
-            _sonnet_init(self.Logits, generator)
+            sonnet_init(self.Logits, generator)
 
     @property
     def _stem(self) -> Tensor:
-        weight: Tensor = getattr(self, ENDPOINTS[0]).conv.weight
-        return weight
+        return next(self.parameters())
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores before the softmax, averaged over time.
@@ -297,6 +205,18 @@ class I3D(nn.Module):
             x = self.get_submodule(name)(x)
         return x
 
+    def per_frame(self, x: Tensor) -> Tensor:
+        """Class scores of each output frame by itself; the mean over T' is what `forward` gives with `mean`.
+
+        Args:
+            x: clips (N, C, T, H, W) in [-1, 1], of any size.
+
+        Returns:
+            (N, T', num_classes); for a network without head the features of each frame, averaged over space.
+        """
+        self._check(x)
+        return self._classify(self._run(x).mean((3, 4), keepdim=True)).mean((3, 4)).transpose(1, 2)
+
     def _head(self, x: Tensor) -> Tensor:
         """Map `Mixed_5c` (N, C, T', H', W') to (N, num_classes), or to (N, C) without head."""
         pooled = x.mean((3, 4), keepdim=True)
@@ -305,9 +225,10 @@ class I3D(nn.Module):
             pooled = (pooled[:, :, :-1] + pooled[:, :, 1:]) / 2
         else:
             pooled = pooled.mean(2, keepdim=True)
-        if self.Logits is not None:
-            pooled = self.Logits(self.dropout(pooled))
-        return pooled.mean((2, 3, 4))
+        return self._classify(pooled).mean((2, 3, 4))
+
+    def _classify(self, pooled: Tensor) -> Tensor:
+        return pooled if self.Logits is None else self.Logits(self.dropout(pooled))
 
     def _check(self, x: Tensor, *, pooled: bool = False) -> None:
         """Refuse a clip that does not fit the network, from its dtype and shape alone.
@@ -315,46 +236,9 @@ class I3D(nn.Module):
         Raises:
             InputError: what was found, what is expected, and the likely cause.
         """
-        _check_clip(x, self.config.in_channels)
-        weight = self._stem
-        if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
-            raise InputError(
-                f"the clip is {_name(x.dtype)}, the network {_name(weight.dtype)}; expected the same. "
-                f"Convert the clip with x.to(torch.{_name(weight.dtype)})."
-            )
+        check_clip(x, self._stem.dtype, self.config.in_channels)
         if pooled and self.head_pool == "release":
             _check_release_size(self.config, x.shape[2:])
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _check_clip(x: Tensor, channels: int) -> None:
-    expected = f"expected floating-point clips (N, {channels}, T, H, W) in [-1, 1]"
-    if not isinstance(x, Tensor):
-        raise InputError(f"the clip is a {type(x).__name__}, not a torch.Tensor; {expected}")
-    shape = tuple(x.shape)
-    if not x.is_floating_point():
-        advice = "Scale 8-bit frames with x / 127.5 - 1, or use vidweights.clips.ClipTransform."
-        raise InputError(f"the clip is {_name(x.dtype)}; {expected}. {advice}")
-    if x.ndim != 5:
-        advice = " Add the batch axis with x[None]." if x.ndim == 4 and shape[0] == channels else ""
-        raise InputError(f"the clip has {x.ndim} axes, {shape}; {expected}.{advice}")
-    if shape[1] != channels:
-        raise InputError(f"the clip has {shape[1]} channels, {shape}; {expected}.{_channel_advice(shape, channels)}")
-    if 0 in shape[2:]:
-        raise InputError(f"the clip is empty, {shape}; {expected}")
-
-
-def _channel_advice(shape: tuple[int, ...], channels: int) -> str:
-    if shape[4] == channels:
-        return " The channels seem to stand last (NTHWC); reorder with x.permute(0, 4, 1, 2, 3)."
-    if shape[2] == channels:
-        return " The channels seem to stand third (NTCHW); reorder with x.transpose(1, 2)."
-    if {shape[1], channels} == {2, 3}:
-        return " An RGB network takes 3 channels, a flow network 2."
-    return ""
 
 
 def _check_release_size(config: I3DConfig, size: Sequence[int]) -> None:

@@ -1,0 +1,402 @@
+"""Inflate 2D ImageNet weights: find them, plan, stream the 3D network into a finished folder, and prove it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vidweights import dialects, formats, home, image_sources, images, inflation
+from vidweights.dialects import recognise
+from vidweights.errors import (
+    IntegrityError,
+    OutputError,
+    PlanError,
+    UnavailableError,
+    UsageError,
+    ValidationError,
+)
+from vidweights.files import md5_of, refuse_existing, sha256_of, staged_folder
+from vidweights.folder import CONFIG, LABELS, VALIDATION, FolderConfig, SourceRecord, write_json
+from vidweights.formats.base import Checkpoint
+from vidweights.images import ImageWeights
+from vidweights.inflation import DEFAULT_TARGETS, Inflation, Options
+from vidweights.progress import Progress, silent
+from vidweights.random_init import RandomCheckpoint
+from vidweights_converters import card, port
+
+if TYPE_CHECKING:
+    from vidweights_converters.equality_report import EqualityReport
+
+FORMAT = "safetensors"
+_FLAT_FAMILIES = tuple(DEFAULT_TARGETS)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be inflated, and how.
+
+    Attributes:
+        source: the catalogued 2D weights; None for a person's own file.
+        weights: the file that the person has.
+        random_init: a seed, for weights that are drawn instead of read.
+        options: target, method, and what else there is to choose.
+        out: the folder in which the finished folder appears.
+    """
+
+    source: ImageWeights | None
+    weights: Path | None
+    random_init: int | None
+    options: Options
+    out: Path
+    validate: bool = True
+    overwrite: bool = False
+
+    @property
+    def name(self) -> str:
+        """The finished folder's name: source, target, method and, for drawn weights, their seed."""
+        own = self.weights.resolve().name.split(".")[0] if self.weights else ""
+        parts = [self.source.name.replace("/", "-") if self.source else own, self.into, self.options.method]
+        return "-".join([*parts, *([f"random{self.random_init}"] if self.random_init is not None else [])])
+
+    @property
+    def into(self) -> str:
+        """The target."""
+        family = self.source.family if self.source else "resnet"
+        return self.options.into or DEFAULT_TARGETS[family]
+
+    @property
+    def folder(self) -> Path:
+        """The finished folder."""
+        return self.out / self.name
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a request."""
+
+    request: Request
+    plan: Inflation
+    origin: str
+    config: FolderConfig | None = None
+    report: EqualityReport | None = None
+
+
+def request(
+    name: str,
+    *,
+    weights: Path | None = None,
+    random_init: int | None = None,
+    options: Options = Options(),  # noqa: B008  (frozen)
+    out: Path | None = None,
+    validate: bool = True,
+    overwrite: bool = False,
+) -> Request:
+    """The inflation that a name means.
+
+    Args:
+        name: of catalogued 2D weights (`resnet18`, `timm/resnet50.a1_in1k`, `slim-inception-v1`), or a family
+            (`resnet`, `inception`) for a file of one's own, which `weights` must then give.
+        weights: a file to take the weights from, instead of looking for them.
+        random_init: a seed: draw the weights instead of reading any.
+        options: what is wanted.
+        out: where the folder appears; `$VIDWEIGHTS_HOME/weights`, from which `load` takes it, if not given.
+
+    Raises:
+        UsageError: an unknown name, or a combination that means nothing.
+    """
+    if weights is not None and random_init is not None:
+        raise UsageError("--weights and --random-init exclude each other: weights are read, or they are drawn.")
+    if weights is not None and not weights.exists():
+        raise UsageError(f"--weights {weights}: no such file or folder.")
+    if name in _FLAT_FAMILIES and weights is None:
+        raise UsageError(f"{name} is a family: give your own checkpoint with --weights.")
+    source = None if name in _FLAT_FAMILIES else images.get(name)
+    if options.into is None:
+        options = replace(options, into=DEFAULT_TARGETS[source.family if source else name])
+    where = home.home() / "weights" if out is None else out
+    return Request(source, weights, random_init, options, where, validate, overwrite)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A located, opened and planned 2D checkpoint; its files are hashed while it is being used."""
+
+    wanted: Request
+    checkpoint: Checkpoint
+    origin: str
+    plan: Inflation
+    hashing: Future[dict[str, str]]
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """{file name: SHA-256} of what was read; empty for drawn weights."""
+        return {} if self.wanted.random_init is not None else self.hashing.result()
+
+    @property
+    def release(self) -> ImageWeights | None:
+        """The catalogued weights, if the bytes are theirs: a file that a person gave may be another."""
+        source = self.wanted.source
+        if source is None or self.wanted.random_init is not None:
+            return None
+        # What was looked for has been compared with its published hash already.
+        known = self.wanted.weights is None or is_published(source, self.checkpoint, self.hashes)
+        return source if known else None
+
+
+@contextmanager
+def opened(wanted: Request, progress: Progress = silent) -> Iterator[Opened]:
+    """The located, opened and planned source of a request; nothing is written but drawn weights, for the while.
+
+    Raises:
+        UnavailableError: the weights cannot be had.
+        FormatError: the file is damaged or is no checkpoint.
+        PlanError: its tensors are not those of the 2D network that was asked for.
+    """
+    with tempfile.TemporaryDirectory(prefix="vidweights-") as scratch:
+        if wanted.random_init is None:
+            path, origin = _located(wanted, progress)
+        else:
+            path, origin = _drawn(wanted, Path(scratch))
+        hasher = ThreadPoolExecutor(1, thread_name_prefix="vidweights-hash")
+        with formats.open_checkpoint(path) as checkpoint, hasher:
+            declared = _declared(wanted, checkpoint)
+            planned = inflation.make(checkpoint.tensors, wanted.options, config=declared, name=str(path))
+            hashing = hasher.submit(lambda: {file.name: sha256_of(file) for file in checkpoint.files})
+            yield Opened(wanted, checkpoint, origin, planned, hashing)
+
+
+def is_published(weights: ImageWeights, checkpoint: Checkpoint, hashes: Mapping[str, str]) -> bool:
+    """Whether a file has the SHA-256, or the MD5, that was published for these weights."""
+    for file in weights.files:
+        if file.sha256 and any(found.startswith(file.sha256) for found in hashes.values()):
+            return True
+        if file.md5 and any(md5_of(path) == file.md5 for path in checkpoint.files):
+            return True
+    return False
+
+
+def _located(wanted: Request, progress: Progress) -> tuple[Path, str]:
+    if wanted.source is not None:
+        source = image_sources.locate(wanted.source, wanted.weights, progress)
+        return source.path, source.origin
+    assert wanted.weights is not None
+    return wanted.weights, f"--weights {wanted.weights}"
+
+
+def _drawn(wanted: Request, folder: Path) -> tuple[Path, str]:
+    """Drawn weights as a file under the names of the source's dialect, so that a reference can read them."""
+    if wanted.source is None or wanted.random_init is None:
+        raise UsageError("--random-init draws the weights of a named source: resnet18, googlenet, ...")
+    dialect = dialects.get(wanted.source.dialect)
+    rows = dialect.table(_config_of(wanted.source))
+    drawn = RandomCheckpoint(rows, wanted.random_init)
+    writer_type = formats.writer(port.DEFAULT_FORMATS[dialect.framework])
+    outputs = writer_type.order(drawn.tensors.values())
+    arrays = ((info.key, drawn.read(info.key)) for info in outputs)
+    main, _ = port.write_arrays(outputs, arrays, writer_type, folder)
+    return folder / main, f"drawn by the seed {wanted.random_init}, not pretrained"
+
+
+def _config_of(source: ImageWeights) -> Any:
+    """The 2D configuration of catalogued weights."""
+    dialect = dialects.get(source.dialect)
+    depth = {"depth": source.depth} if source.depth is not None else {}
+    return dialect.family.configure(**{**dialect.settings, **depth, "num_classes": source.num_classes})
+
+
+def _declared(wanted: Request, checkpoint: Checkpoint) -> Any:
+    """The configuration that the file must have: what was named, with what the dialect of the file settles.
+
+    Raises:
+        PlanError: the file holds a network of another family.
+    """
+    if wanted.source is None:
+        return None
+    found = recognise(checkpoint.tensors)
+    family = found.dialect.family
+    if family.name != wanted.source.family:
+        if family.name not in _FLAT_FAMILIES:
+            return None  # a 3D network, which the plan refuses
+        raise PlanError(
+            f"{checkpoint.path} holds a network of the family {family.name} ({found.dialect.name}); "
+            f"{wanted.source.name} is one of {wanted.source.family}",
+            {},
+            "Give the file that was meant, or name what this one is.",
+        )
+    values = {"num_classes": wanted.source.num_classes}
+    if wanted.source.depth is not None:
+        values["depth"] = wanted.source.depth
+    return replace(found.config, **values) if _possible(found.config, values) else _config_of(wanted.source)
+
+
+def _possible(config: Any, values: Mapping[str, Any]) -> bool:
+    """Whether a configuration can have these values beside its own (a basic block has no 1x1 to stride on)."""
+    with suppress(UsageError):
+        replace(config, **values)
+        return True
+    return False
+
+
+def inflate(wanted: Request, progress: Progress = silent) -> Outcome:
+    """Carry out a request. The folder appears whole, or not at all; see `vidweights_converters.port.port`.
+
+    Raises:
+        VidweightsError: see `opened`; and ValidationError, OutputError, UnavailableError (torch is not installed).
+    """
+    refuse_existing(wanted.folder, overwrite=wanted.overwrite, mark=CONFIG)
+    _keep_the_source(wanted)
+    if wanted.validate:
+        _require_torch()
+    with opened(wanted, progress) as source:
+        with staged_folder(wanted.folder, overwrite=wanted.overwrite, mark=CONFIG) as stage:
+            config = _write(wanted, source, stage, progress)
+            report = _prove(stage, config, source, progress) if wanted.validate else None
+            if report is not None:
+                write_json(stage / VALIDATION, report.to_json())
+            card.write(stage, config)
+        return Outcome(wanted, source.plan, source.origin, config, report)
+
+
+def plan_only(wanted: Request, progress: Progress = silent) -> Outcome:
+    """The plan of a request; nothing is written."""
+    with opened(wanted, progress) as source:
+        return Outcome(wanted, source.plan, source.origin)
+
+
+def _keep_the_source(wanted: Request) -> None:
+    if wanted.weights is None:
+        return
+    source, folder = wanted.weights.resolve(), wanted.folder.resolve()
+    if folder == source or folder in source.parents:
+        raise OutputError(f"{wanted.folder} would replace the --weights that it is made from. Choose another --out.")
+
+
+def _require_torch() -> None:
+    if find_spec("torch") is None:
+        raise UnavailableError(
+            "validation runs both networks in torch, which is not installed, so nothing was written. "
+            "pip install 'vidweights[torch]', or inflate with --no-validate; the folder then counts as unvalidated."
+        )
+
+
+def _write(wanted: Request, source: Opened, stage: Path, progress: Progress) -> FolderConfig:
+    """Write the weights, `config.json` and `labels.txt`."""
+    planned, writer_type = source.plan, formats.writer(FORMAT)
+    outputs = writer_type.order(planned.outputs)
+    names = [info.key for info in outputs]
+    arrays = inflation.stream(planned, source.checkpoint, names, reuse=True)
+    main, files = port.write_arrays(outputs, arrays, writer_type, stage, progress)
+    record = SourceRecord(
+        dialect=planned.source.dialect.name,
+        format="random" if wanted.random_init is not None else source.checkpoint.format,
+        files=source.hashes,
+        plan_sha256=planned.sha256,
+    )
+    config = FolderConfig(
+        name=wanted.name,
+        family=planned.family.name,
+        config=planned.config,
+        dialect=planned.target.name,
+        format=FORMAT,
+        main=main,
+        files=files,
+        facts=planned.target.all_facts,
+        source=record,
+        input=_input(wanted, planned),
+        release=provenance(source.release) if source.release else None,
+        inflation=_record(wanted, planned),
+    )
+    write_json(stage / CONFIG, config.to_json())
+    if wanted.source is not None and wanted.options.num_classes is None:
+        (stage / LABELS).write_text("\n".join(wanted.source.labels) + "\n", encoding="utf-8")
+    return config
+
+
+def _record(wanted: Request, planned: Inflation) -> dict[str, Any]:
+    """What `config.json` says of the inflation: enough to plan it again."""
+    return {
+        "source": wanted.source.name if wanted.source else None,
+        "source_family": planned.source.dialect.family.name,
+        "source_config": planned.source.config.to_json(),
+        "random_init": wanted.random_init,
+        **asdict(planned.options),
+        "left": [list(pair) for pair in planned.left],
+    }
+
+
+def _input(wanted: Request, planned: Inflation) -> dict[str, Any] | None:
+    """The preprocessing of the source's images, frame by frame; none is known for another number of channels."""
+    if wanted.source is None or planned.options.in_channels not in (None, 3):
+        return None
+    return dict(wanted.source.input)
+
+
+def provenance(weights: ImageWeights) -> dict[str, Any]:
+    """What `config.json` says of where 2D weights come from."""
+    return {
+        "title": weights.title,
+        "source": weights.source,
+        "licence": dict(weights.licence),
+        "training": weights.training,
+        "accuracy": dict(weights.accuracy),
+        "resize": weights.resize,
+        "labels": dict(weights.label_source),
+    }
+
+
+def _prove(folder: Path, config: FolderConfig, source: Opened, progress: Progress) -> EqualityReport:
+    from vidweights_converters.equality import prove
+    from vidweights_converters.references.images import choose, importable
+
+    found = source.plan.source
+    references, missing = choose(source.checkpoint.path, found.dialect.name, found.prefix)
+    references, broken = importable(references)
+    absents = (*missing, *broken)
+    return prove(folder, config, source.plan, source.checkpoint, references, absents, progress=progress)
+
+
+def validate_folder(
+    folder: Path, config: FolderConfig, weights: Path | None = None, progress: Progress = silent
+) -> EqualityReport:
+    """Prove an inflated folder again, and renew its report and its card, whatever the outcome.
+
+    Args:
+        folder: the folder, and `config` its configuration.
+        weights: the 2D file that it was made of; looked for as `inflate` does if not given.
+
+    Raises:
+        ValidationError: something does not hold.
+        UsageError: it was made of a person's own file, which must then be given.
+    """
+    _require_torch()
+    wanted = _request_of(folder, config, weights)
+    with opened(wanted, progress) as source:
+        if wanted.random_init is None and set(source.hashes.values()) != set(config.source.files.values()):
+            raise IntegrityError(
+                f"{source.checkpoint.path} is not what {folder} was made of: found SHA-256 {', '.join(source.hashes.values())}, "
+                f"expected {', '.join(config.source.files.values())}. Give that file with --weights."
+            )
+        try:
+            report = _prove(folder, config, source, progress)
+        except ValidationError as error:
+            with suppress(OutputError):  # the failure itself is what has to be told
+                port.record(folder, config, error.report)
+            raise
+    port.record(folder, config, report)
+    return report
+
+
+def _request_of(folder: Path, config: FolderConfig, weights: Path | None) -> Request:
+    """The request that a folder was made by."""
+    made = dict(config.inflation or {})
+    own = {name: made[name] for name in Options.__dataclass_fields__ if name in made}
+    source = images.get(made["source"]) if made.get("source") else None
+    if weights is None and made.get("random_init") is None and config.release is None:
+        raise UsageError(f"{folder} was made of a file outside the catalog; give it with --weights.")
+    return Request(source, weights, made.get("random_init"), Options(**own), folder.parent)
