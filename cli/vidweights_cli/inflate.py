@@ -186,6 +186,8 @@ def _show(outcome: Outcome) -> None:
     if wanted.random_init is not None:
         state += ", NOT PRETRAINED"
     table(("network", "result", "where"), [(wanted.name, state, f"{wanted.folder}\nfrom {outcome.origin}")])
+    if prefix := outcome.plan.source.prefix:
+        click.echo(f"the source's keys are wrapped in {prefix!r}, which was taken off")
     for reason, count in _left(outcome).items():
         click.echo(f"{count} tensors of the source were left: {reason}")
 

@@ -378,9 +378,10 @@ def validate_folder(
     wanted = _request_of(folder, config, weights)
     with opened(wanted, progress) as source:
         if wanted.random_init is None and set(source.hashes.values()) != set(config.source.files.values()):
+            found, expected = ", ".join(source.hashes.values()), ", ".join(config.source.files.values())
             raise IntegrityError(
-                f"{source.checkpoint.path} is not what {folder} was made of: found SHA-256 {', '.join(source.hashes.values())}, "
-                f"expected {', '.join(config.source.files.values())}. Give that file with --weights."
+                f"{source.checkpoint.path} is not what {folder} was made of: found SHA-256 {found}, expected {expected}. "
+                "Give that file with --weights."
             )
         try:
             report = _prove(folder, config, source, progress)
