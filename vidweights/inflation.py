@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -142,6 +143,11 @@ class Inflation:
     def outputs(self) -> tuple[TensorInfo, ...]:
         """The tensors that are written, in order."""
         return tuple(TensorInfo(step.tensor.name, step.tensor.shape, step.dtype) for step in self.steps)
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers of the 3D network are trained; the statistics of batch norm are not."""
+        return sum(math.prod(step.tensor.shape) for step in self.steps if ".running_" not in step.tensor.name)
 
     @property
     def planes(self) -> dict[str, Planes]:

@@ -146,8 +146,9 @@ def _announce(wanted: Request) -> None:
     if options.num_classes is None and wanted.source is not None:
         head += f", {wanted.source.num_classes} classes"
     what = f" ({_TARGETS[wanted.into]})" if wanted.into in _TARGETS else ""
+    title = wanted.source.title if wanted.source else str(wanted.weights)
     rows = [
-        ("source", wanted.source.title if wanted.source else str(wanted.weights)),
+        ("source", title if wanted.random_init is None else f"the shapes of {title}"),
         ("into", wanted.into + what),
         ("method", options.method),
         ("time padding", options.time_padding),
@@ -173,7 +174,7 @@ def _fields(outcome: Outcome) -> dict[str, Any]:
         "plan_sha256": outcome.plan.sha256,
     }
     if config is None:
-        return {**fields, "plan": outcome.plan.to_json()}
+        return {**fields, "parameters": outcome.plan.parameters, "plan": outcome.plan.to_json()}
     return {**fields, "files": dict(config.files), "validation": outcome.report and outcome.report.to_json()}
 
 
@@ -200,7 +201,10 @@ def _left(outcome: Outcome) -> dict[str, int]:
 def _show_plan(outcome: Outcome) -> None:
     planned = outcome.plan
     size = megabytes(sum(info.nbytes for info in planned.outputs))
-    click.echo(f"would write {outcome.request.folder} ({size}), {len(planned.outputs)} tensors, from {outcome.origin}")
+    click.echo(
+        f"would write {outcome.request.folder} ({size}), {len(planned.outputs)} tensors, "
+        f"{planned.parameters:,} parameters, from {outcome.origin}"
+    )
     rows = []
     for step in planned.steps:
         fields = step.rule.to_json()
