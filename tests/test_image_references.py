@@ -329,17 +329,11 @@ def slim_gap(path: Path, name: str) -> float:
     (reference,), absent = choose(path, *SLIM[name])
     assert (reference.name, absent) == ("plain forward", ())
     gaps = []
-    for images, logits in zip(slim.images(name), slim.logits(name), strict=True):
-        # In float64, so that the difference is TF-slim's own rounding.
+    for images, logits in zip(slim.images(name), slim.logits(name, "float64"), strict=True):
         ours = reference.outputs(np.moveaxis(images, -1, 1).astype(np.float64), "float64").logits
         assert ours is not None
         gaps.append(float(np.abs(ours - logits).max() / np.abs(logits).max()))
     return max(gaps)
-
-
-# TF-slim computed in float32, and its ResNet's own rounding reaches 1.1e-5: by so much the same code in float64 departs
-# from it, which the plain forward meets within 1e-14.
-SLIM_TOLERANCE = {"inception_v1": 1e-5, "resnet_v1_50": 3e-5}
 
 
 @pytest.mark.parametrize("name", sorted(SLIM))
@@ -347,14 +341,14 @@ def test_the_plain_forward_computes_tf_slim_s_logits(
     slim_files: Files, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr(source_module, "find_spec", lambda _name: None)
-    assert slim_gap(slim_files(name), name) < SLIM_TOLERANCE[name]
+    assert slim_gap(slim_files(name), name) < 1e-12
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(SLIM))
 def test_tensorflow_reads_the_same_variables_from_a_checkpoint_of_slim(slim_files: Files, name: str) -> None:
     pytest.importorskip("tensorflow")
-    assert slim_gap(slim_files(name), name) < SLIM_TOLERANCE[name]
+    assert slim_gap(slim_files(name), name) < 1e-12
 
 
 def _odd_pixel_first(original: Any) -> Any:
