@@ -16,18 +16,16 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from vidweights import formats, inflation
-from vidweights.errors import UsageError
-from vidweights.folder import read_config
+import vidweights
+from vidweights import formats
 from vidweights.formats.base import TensorInfo
 from vidweights.inflation import TARGETS, Options
 from vidweights_converters import equality, inflate, stills
@@ -110,7 +108,7 @@ def of_slim(name: str, folder: Path) -> Path:
 Write = Callable[[str, Path], Path]
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 SOURCES: dict[str, tuple[str, Write]] = {
-    **{name: ("resnet", of_torchvision) for name in RESNETS},
+    **dict.fromkeys(RESNETS, ("resnet", of_torchvision)),
     **{f"timm-{name}": ("resnet", of_timm) for name in ("resnet18", "resnet50")},
     **{f"keras-resnet{depth}": ("resnet", of_keras) for depth in (50, 101, 152)},
     "slim-resnet50": ("resnet", of_slim),
@@ -125,7 +123,7 @@ def combinations(family: str) -> Iterator[Options]:
         if (target == "resnet3d") != (family == "resnet"):
             continue
         for method in ("mean", "exact") if into in ("r2plus1d", "s3d") else ("mean", "center"):
-            yield Options(into=into, method=method)  # type: ignore[arg-type]
+            yield Options(into=into, method=method)
     if family == "resnet":
         yield Options(into="r2plus1d", method="exact", planes="block", stem_planes=45)
 
@@ -139,23 +137,26 @@ def row(path: Path, family: str, options: Options, folder: Path) -> list[str]:
     references, _ = importable(choose(path, dialect, planned.source.prefix)[0])
     promise = equality.promise_of(planned)
     noise = stills.noise(3, dialect)[:1] if promise in ("equal on any clip", "exact", "exact (bounded)") else ()
-    network = equality.load(wanted.folder, read_config(wanted.folder), torch.float64)
-    runner = Runner(network, planned, "logits", stills.images(3, dialect)[:1], noise)
+    short, network = (loaded(wanted.folder, dtype) for dtype in (torch.float32, torch.float64))
+    runner = Runner(network, planned, "logits", stills.images(3, dialect)[:1], noise, fits={})
     judge = references[0]
-    compared = runner.compare(
-        judge,
-        runner.wanted(judge),
-        runner.ours(lambda _: None),
-        equality.load(wanted.folder, read_config(wanted.folder), torch.float32),
-    )
+    outputs = runner.wanted(judge)
+    compared = runner.compare(judge, outputs, runner.ours(lambda _: None), short)
     worst: dict[bool, float] = {}
     for clip in compared.clips:
         worst[clip.inputs is None] = max(clip.worst, worst.get(clip.inputs is None, 0.0))
-    zero = runner.zero_padding(runner.wanted(judge))[0].clip
+    zero = runner.zero_padding(outputs)[0].clip
     figures = [worst[True], worst.get(False), compared.float32, compared.unadjusted, zero]
     planes = " planes as torchvision" if options.planes == "block" else ""
     shown = [f"{figure:.1e}" if figure is not None else "-" for figure in figures]
     return [f"{options.into}{planes}", options.method, promise, judge.name, *shown]
+
+
+def loaded(folder: Path, dtype: torch.dtype) -> nn.Module:
+    """The network on disk, as anybody loads it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", vidweights.UnvalidatedWarning)
+        return vidweights.load(folder, dtype=dtype)
 
 
 def main() -> None:

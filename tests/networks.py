@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vidweights import dialects, formats
+from vidweights import formats
 from vidweights.dialects.base import Dialect, Stored
 from vidweights.families import FAMILIES
 from vidweights.families.i3d import I3DConfig, InceptionConfig, S3DConfig

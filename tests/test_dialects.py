@@ -33,7 +33,7 @@ def test_a_dialect_and_its_configuration_are_recognised_from_names_and_shapes(di
     assert (found.dialect, found.config, found.prefix) == (dialect, config, "")
 
 
-# An RGB scope and a flow scope hold no network in common, and neither do a network with convolution bias and one without.
+# An RGB scope and a flow scope hold no network in common, nor do codes that settle a configuration otherwise.
 PAIRS = [
     (a, b)
     for a, b in permutations(ALL, 2)

@@ -16,8 +16,7 @@ import torch.nn.functional as F  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from vidweights.errors import InputError, PlanError, UsageError, ValidationError  # noqa: E402
-from vidweights.models import inflate_module as subject  # noqa: E402
-from vidweights.models.inflate_module import inflate_module  # noqa: E402
+from vidweights.models.inflated import inflate_module, layers, window  # noqa: E402
 
 SIZE = (3, 20, 24)
 EXACT = 1e-10  # float64, relative
@@ -149,26 +148,26 @@ def test_a_forgotten_division_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def undivided(weight: Tensor, method: str) -> Tensor:
         return weight.unsqueeze(2).repeat(1, 1, weight.shape[2], 1, 1)
 
-    monkeypatch.setattr(subject, "_kernel_3d", undivided)
+    monkeypatch.setattr(layers, "kernel_3d", undivided)
     with pytest.raises(ValidationError, match=r"first part that departs is stem \(Conv3d\)"):
         inflate_module(small(), check=SIZE)
 
 
 def test_the_first_layer_that_departs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = subject._kernel_3d
+    honest = window.kernel_3d
 
     def wrong_in_groups(weight: Tensor, method: Any) -> Tensor:
         kernel = honest(weight, method)
         return kernel.flip(0) if weight.shape[1] == 2 else kernel
 
-    monkeypatch.setattr(subject, "_kernel_3d", wrong_in_groups)
+    monkeypatch.setattr(layers, "kernel_3d", wrong_in_groups)
     with pytest.raises(ValidationError, match="departs is grouped"):
         inflate_module(small(), check=SIZE)
 
 
 def test_an_off_centre_kernel_is_found_by_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = subject._kernel_3d
-    monkeypatch.setattr(subject, "_kernel_3d", lambda weight, method: honest(weight, method).roll(1, 2))
+    honest = window.kernel_3d
+    monkeypatch.setattr(layers, "kernel_3d", lambda weight, method: honest(weight, method).roll(1, 2))
     with pytest.raises(ValidationError, match="noise"):
         inflate_module(small(), method="center", check=SIZE)
 
@@ -384,6 +383,7 @@ def test_center_refuses_an_even_kernel_by_name() -> None:
         lambda x, net: F.pad(x, (1, 2, 3, 0), mode="reflect"),
         lambda x, net: F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2)),
         lambda x, net: F.conv2d(F.pad(x, (1, 1, 1, 1), "reflect"), net.blur, stride=2, groups=6),
+        lambda x, net: torch.max(x, net.weights) + torch.where(x > net.weights, x, net.weights),
         lambda x, net: x.mean([2, 3]),
         lambda x, net: x.mean((-2, -1), True) * x,
         lambda x, net: torch.mean(x, dim=1, keepdim=True) * x,
@@ -522,6 +522,33 @@ def test_code_that_runs_but_computes_something_else_is_refused() -> None:
         inflate_module(network, check=SIZE)
 
 
+def test_every_tensor_of_the_output_is_compared() -> None:
+    wrong = Calls(lambda x, net: (x.flatten(2).norm(dim=2), x))  # type: ignore[arg-type,return-value]
+    with pytest.raises(ValidationError, match="all parts agree but its output"):
+        inflate_module(wrong, check=SIZE)
+    fewer = Calls(lambda x, net: [x] * (6 - x.dim()))  # type: ignore[arg-type,return-value]
+    with pytest.raises(ValidationError, match="all parts agree but its output"):
+        inflate_module(fewer, check=SIZE)
+
+
+def _out_of_memory(x: Tensor, net: nn.Module) -> Tensor:
+    raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (lambda x, net: x.argmax(1), "no floating tensor"),
+        (lambda x, net: x / 0, "NaN or infinity at its output"),
+        (lambda x, net: x + net.missing, "does not take images .* 'missing'"),
+        (_out_of_memory, "not enough memory"),
+    ],
+)
+def test_a_2d_network_that_cannot_be_compared_is_told(body: Callable[[Tensor, Any], Tensor], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        inflate_module(Calls(body), check=SIZE)
+
+
 def test_layers_that_evaluation_does_not_reach_are_named() -> None:
     class WithAuxiliary(nn.Module):
         def __init__(self) -> None:
@@ -566,6 +593,8 @@ def test_an_image_or_too_short_a_clip_is_told() -> None:
     inflated: Any = inflate_module(nn.Sequential(nn.Conv2d(3, 4, 2), nn.MaxPool2d(2)), check=SIZE)
     with pytest.raises(InputError, match="expected a clip"):
         inflated(torch.zeros(1, 3, 20, 24))
+    with pytest.raises(InputError, match="found list"):
+        inflated([0])
     with pytest.raises(InputError, match="too short"):
         inflated(torch.zeros(1, 3, 1, 20, 24))
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
+from random import Random
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from networks import NARROW, InMemory, canonical, stored
 
 from vidweights import dialects, plan, run
@@ -147,10 +151,7 @@ def test_two_networks_in_one_file_are_refused_with_both_prefixes() -> None:
     assert set(caught.value.lists["prefixes"]) == {"'model.'", "'ema.'"}
 
 
-def test_large_tensors_that_share_their_memory_are_each_right_while_they_are_held(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(run, "_LARGE", 100)
+def test_tensors_that_share_their_memory_are_each_right_while_they_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "_AHEAD", 1000)
     source, expected = InMemory(checkpoint()), canonical(NARROW)
     seen = {}
@@ -158,3 +159,20 @@ def test_large_tensors_that_share_their_memory_are_each_right_while_they_are_hel
         seen[step.tensor.name] = bool((array == expected[step.tensor.name]).all())
     assert seen.keys() == expected.keys()
     assert all(seen.values())
+
+
+@given(st.lists(st.integers(0, 3000), min_size=1), st.integers(1, 2000), st.randoms())
+def test_places_that_are_held_at_once_never_overlap_and_one_is_always_found(
+    sizes: list[int], beside: int, random: Random
+) -> None:
+    ring, waiting = run._Ring(max(sizes) + beside), deque(sizes)
+    held: deque[slice] = deque()
+    while waiting or held:
+        while waiting and (place := ring.take(waiting[0])):
+            assert (place.stop - place.start, place.stop <= ring.size) == (waiting.popleft(), True)
+            assert all(place.stop <= other.start or other.stop <= place.start for other in held)
+            held.append(place)
+            if random.random() < 0.2:
+                break
+        held.popleft()  # there is one, or nothing would ever fit
+        ring.give()

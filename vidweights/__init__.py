@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vidweights._converters import port as port
     from vidweights._converters import validate as validate
     from vidweights.errors import VidweightsError as VidweightsError
-    from vidweights.models.inflate_module import inflate_module as inflate_module
+    from vidweights.models.inflated import inflate_module as inflate_module
     from vidweights.models.optimize import optimize as optimize
     from vidweights.pretrained import UnvalidatedWarning as UnvalidatedWarning
     from vidweights.pretrained import Weights as Weights
@@ -40,7 +40,7 @@ _PLACES = {
     "VidweightsError": "vidweights.errors",
     "optimize": "vidweights.models.optimize",
     "inflate": "vidweights._converters",
-    "inflate_module": "vidweights.models.inflate_module",
+    "inflate_module": "vidweights.models.inflated",
     "port": "vidweights._converters",
     "validate": "vidweights._converters",
 }

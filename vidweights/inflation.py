@@ -19,7 +19,7 @@ from vidweights import dialects, plan
 from vidweights.dialects import Recognition, recognise
 from vidweights.dialects.base import Constant as Absent
 from vidweights.dialects.base import Dialect, Stored
-from vidweights.dtypes import narrowed, not_finite, widened
+from vidweights.dtypes import DTYPES, narrowed, not_finite, widened
 from vidweights.errors import PlanError, UsageError
 from vidweights.families import FAMILIES
 from vidweights.families.base import Family, Tensor
@@ -44,7 +44,7 @@ from vidweights.kernels import (
     identity_norm,
 )
 from vidweights.layout import Array, relayout
-from vidweights.run import ahead
+from vidweights.run import Scratch, ahead
 
 # target: (3D family, fields of its configuration); the 2D family that each is made of.
 TARGETS: dict[str, tuple[str, Mapping[str, Any]]] = {
@@ -55,6 +55,8 @@ TARGETS: dict[str, tuple[str, Mapping[str, Any]]] = {
 _FLAT = {"resnet3d": "resnet", "i3d": "inception", "s3d": "inception"}
 DEFAULT_TARGETS = {"resnet": "i3d-resnet", "inception": "i3d"}
 METHODS: tuple[Method, ...] = ("mean", "center", "exact")
+# The dtypes in which rules compute; a tensor of another is widened, and rounded back.
+_COMPUTED = ("float32", "float64")
 HEADS = {"fc.weight", "fc.bias", "Logits.weight", "Logits.bias"}
 
 
@@ -349,20 +351,22 @@ class _Maker:
         """Of R(2+1)D: the 2D batch norm stands behind the temporal half."""
         stored, _ = self.places[f"{unit}.conv.weight"]
         outputs = dict(zip(stored.layout, self.infos[stored.key].shape))["O"]
-        if half == "spatial":
-            planes = Planes(outputs, tensor.shape[0])
-            if last == "conv.weight":
-                return SpatialKernel(planes, self._inputs(f"{unit}.conv.weight", tensor)), ("conv.weight",)
-            if planes.promise == "exact" or last in ("bn.weight", "bn.running_var"):
-                return self._norm(tensor, last), ()
-            if last == "bn.running_mean":
-                return PlaneMean(planes), ("conv.weight", "bn.running_mean", "conv.bias")
-            return PlaneShift(planes), ("conv.weight", "bn.running_var")
-        if last == "conv.weight":
-            planes = Planes(outputs, tensor.shape[1])
-            needs = ("conv.weight",) if planes.promise == "approximate" else ()
-            return TemporalKernel(planes, tensor.shape[2], self._taps, self.dtype), needs
         planes = Planes(outputs, self.tensors[f"{unit}.spatial.conv.weight"].shape[0])
+        return (self._spatial if half == "spatial" else self._temporal)(tensor, unit, last, planes)
+
+    def _spatial(self, tensor: Tensor, unit: str, last: str, planes: Planes) -> tuple[Rule, tuple[str, ...]]:
+        if last == "conv.weight":
+            return SpatialKernel(planes, self._inputs(f"{unit}.conv.weight", tensor)), (last,)
+        if planes.promise == "exact" or last in ("bn.weight", "bn.running_var"):
+            return self._norm(tensor, last), ()
+        if last == "bn.running_mean":
+            return PlaneMean(planes), ("conv.weight", "bn.running_mean", "conv.bias")
+        return PlaneShift(planes), ("conv.weight", "bn.running_var")
+
+    def _temporal(self, tensor: Tensor, unit: str, last: str, planes: Planes) -> tuple[Rule, tuple[str, ...]]:
+        if last == "conv.weight":
+            needs = (last,) if planes.promise == "approximate" else ()
+            return TemporalKernel(planes, tensor.shape[2], self._taps, self.dtype), needs
         if last == "bn.running_mean" and planes.promise != "exact":
             return ShiftedMean(planes, self.dtype), ("conv.weight", "bn.running_var", "bn.running_mean", "conv.bias")
         return Copy(), (last,)
@@ -394,11 +398,11 @@ def stream(
     """
     steps = {step.tensor.name: step for step in planned.steps}
     wanted = [steps[name] for name in (steps if order is None else order)]
-    for step, array in ahead(wanted, lambda step, _: _made(step, source, planned.options), reuse=reuse):
+    for step, array in ahead(wanted, lambda step, scratch: _made(step, source, planned.options, scratch), reuse=reuse):
         yield step.tensor.name, array
 
 
-def _made(step: Step, source: Checkpoint, options: Options) -> Array:
+def _made(step: Step, source: Checkpoint, options: Options, scratch: Scratch | None) -> Array:
     arrays = []
     for stored, layout, dtype in step.sources:
         array = source.read(stored.key)
@@ -410,13 +414,17 @@ def _made(step: Step, source: Checkpoint, options: Options) -> Array:
                 "Nothing was written. Such weights compute nothing; get the file again, or use --allow-nan.",
             )
         arrays.append(_floats(relayout(array, stored.layout, layout), dtype))
-    made = narrowed(step.rule(*arrays), step.dtype)
+    out = None
+    if scratch is not None and step.dtype in _COMPUTED:
+        out = scratch.view(DTYPES[step.dtype].storage).reshape(step.tensor.shape)
+    made = step.rule(*arrays, out=out) if isinstance(step.rule, Inflate) else step.rule(*arrays)
+    made = narrowed(made, step.dtype)
     assert made.shape == step.tensor.shape, (step.tensor, made.shape)
     return np.ascontiguousarray(made)
 
 
 def _floats(array: Array, dtype: str) -> Floats:
     """The values as rules compute with them: float64 as it is, all else in float32."""
-    if dtype in ("float32", "float64"):
+    if dtype in _COMPUTED:
         return array
     return widened(array, dtype).astype(np.float32)

@@ -72,19 +72,19 @@ class Inflate(Rule):
                 f"a kernel cannot be {self.length} long in time by the rule {self.taps}: expected {wanted}."
             )
 
-    def __call__(self, *arrays: Floats) -> Floats:
-        """(O, I, H, W) to (O, I', N, H, W)."""
+    def __call__(self, *arrays: Floats, out: Floats | None = None) -> Floats:
+        """(O, I, H, W) to (O, I', N, H, W), in `out` if that is given and a copy is made at all."""
         (kernel,) = arrays
         kernel = over_inputs(kernel, self.inputs)
-        out, inner, height, width = kernel.shape
+        if self.length == 1:
+            return kernel[:, :, None]
+        outer, inner, *space = kernel.shape
+        inflated = np.empty((outer, inner, self.length, *space), kernel.dtype) if out is None else out
         if self.taps == "mean":
-            if self.length == 1:
-                return kernel[:, :, None]
-            inflated = np.empty((out, inner, self.length, height, width), kernel.dtype)
             inflated[:] = (kernel / kernel.dtype.type(self.length))[:, :, None]
-            return inflated
-        inflated = np.zeros((out, inner, self.length, height, width), kernel.dtype)
-        inflated[:, :, self.length // 2] = kernel
+        else:
+            inflated[:] = 0
+            inflated[:, :, self.length // 2] = kernel
         return inflated
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
@@ -16,11 +16,10 @@ from vidweights.formats.base import Checkpoint
 from vidweights.layout import Array, relayout
 from vidweights.plan import Plan, Step
 
-# From how many bytes on a tensor is large: one is held at a time, in memory that all of them share. Fresh memory for
-# each would cost the system more than the permutation does.
-_LARGE = 32 << 20
-# Bytes of other tensors that may be prepared ahead of the writer.
-_AHEAD = 64 << 20
+# Bytes that may be prepared ahead of the writer, beside the largest tensor.
+_AHEAD = 32 << 20
+# Tensors begin at multiples of so many bytes in the memory that they share: those of a cache line.
+_LINE = 64
 
 
 class Sized(Protocol):
@@ -47,7 +46,7 @@ def stream(
         plan: what becomes what.
         source: the checkpoint that the plan was made for.
         order: sorts the steps; the plan's own order if not given.
-        reuse: for a caller who is done with each array before asking for the next; large ones share their memory.
+        reuse: for a caller who is done with each array before asking for the next; they share memory.
 
     Raises:
         FormatError: a tensor's bytes are damaged.
@@ -66,36 +65,57 @@ def ahead(
 
     Args:
         steps: what to make.
-        make: from a step, and memory that it may use for a large tensor.
-        reuse: for a caller who is done with each array before asking for the next; large ones share their memory.
+        make: from a step, and memory of the size of its tensor that it may use.
+        reuse: for a caller who is done with each array before asking for the next; they share memory.
     """
-    waiting = deque(steps)
-    large = [step for step in waiting if step.nbytes > _LARGE]
-    scratch = np.empty(max((step.nbytes for step in large), default=0), np.uint8) if reuse else None
+    waiting = deque((step, step.nbytes) for step in steps)
+    ring = _Ring(max((size for _, size in waiting), default=0) + _AHEAD)
+    # Fresh memory for each tensor would cost the system more than most are worth.
+    memory = np.empty(ring.size, np.uint8) if reuse else None
     pending: deque[tuple[S, Future[Array]]] = deque()
     with ThreadPoolExecutor(1, thread_name_prefix="vidweights-read") as pool:
         try:
-            held: list[S] = []
             while waiting or pending:
-                while waiting and _fits(waiting[0], held):
-                    step = waiting.popleft()
-                    held.append(step)
-                    place = scratch if step.nbytes > _LARGE else None
-                    pending.append((step, pool.submit(make, step, place)))
+                while waiting and (place := ring.take(waiting[0][1])):
+                    step, _ = waiting.popleft()
+                    pending.append((step, pool.submit(make, step, None if memory is None else memory[place])))
                 step, future = pending.popleft()
                 array = future.result()
                 yield step, array
                 del array, future
-                held.remove(step)
+                ring.give()
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _fits(step: Sized, held: Sequence[Sized]) -> bool:
-    """Whether a tensor may be prepared beside those that are held: one large one, and `_AHEAD` bytes of others."""
-    if step.nbytes > _LARGE:
-        return all(other.nbytes <= _LARGE for other in held)
-    return sum(other.nbytes for other in held if other.nbytes <= _LARGE) + step.nbytes <= _AHEAD
+class _Ring:
+    """The places of tensors in memory of a fixed size, given back in the order in which they were taken.
+
+    Attributes:
+        size: in bytes.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = -(-size // _LINE) * _LINE
+        self._held: deque[slice] = deque()
+
+    def take(self, size: int) -> slice | None:
+        """A place for so many bytes behind the others, or before them all; None if there is none yet."""
+        needed = max(1, -(-size // _LINE)) * _LINE
+        first, last = (self._held[0], self._held[-1]) if self._held else (slice(0, 0), slice(0, 0))
+        start, end = last.stop, self.size
+        if last.start < first.start:  # those at the end of the memory were taken before those at its beginning
+            end = first.start
+        elif start + needed > end:
+            start, end = 0, first.start
+        if start + needed > end:
+            return None
+        self._held.append(slice(start, start + needed))
+        return slice(start, start + size)
+
+    def give(self) -> None:
+        """Give the place back that was taken first."""
+        self._held.popleft()
 
 
 def produce(step: Step, source: Checkpoint, scratch: Scratch | None = None) -> Array:

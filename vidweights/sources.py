@@ -6,20 +6,15 @@ compared tensor by tensor when it is ported, whatever its format.
 
 from __future__ import annotations
 
-import http.client
-import importlib.metadata
 import importlib.util
 import os
-import socket
 import threading
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent import futures
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from vidweights import catalog, formats
 from vidweights.catalog import Copy, Release, SourceFile
@@ -27,6 +22,10 @@ from vidweights.errors import FormatError, IntegrityError, OutputError, Unavaila
 from vidweights.files import git_blob_id_of, sha256_of, staged_folder
 from vidweights.home import source_folder
 from vidweights.progress import Progress, silent
+
+# The network is imported when it is used: most jobs find their weights on the machine.
+if TYPE_CHECKING:
+    from http.client import HTTPResponse
 
 # Seconds to wait for a connection, and for each read after it: a firewall that drops packets must not hang a port.
 TIMEOUT = 4.0
@@ -174,9 +173,11 @@ def _installed(copy: Copy) -> Path:
 
 
 def _version(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
-        return f"version {importlib.metadata.version(package)}"
-    except importlib.metadata.PackageNotFoundError:
+        return f"version {version(package)}"
+    except PackageNotFoundError:
         return "a module of that name, but not the package,"
 
 
@@ -205,9 +206,7 @@ def fetch(url: str, path: Path, size: int, progress: Progress = silent) -> None:
     save(opened(url), path, size, progress)
 
 
-def opened(
-    url: str, headers: Mapping[str, str] | None = None, seconds: float | None = None
-) -> http.client.HTTPResponse:
+def opened(url: str, headers: Mapping[str, str] | None = None, seconds: float | None = None) -> HTTPResponse:
     """The beginning of a server's answer.
 
     Args:
@@ -218,6 +217,10 @@ def opened(
     Raises:
         UnavailableError: the server cannot be reached, or refuses.
     """
+    import urllib.error
+    import urllib.request
+    from http.client import HTTPResponse
+
     if not url.startswith(("http://", "https://")):
         raise UnavailableError(f"{ascii(url)[:80]} is not an http address")
     request = urllib.request.Request(url, headers={"User-Agent": "vidweights"})
@@ -231,12 +234,12 @@ def opened(
             raise UnavailableError(f"the server answered {error.code} {error.reason}") from error
         except (urllib.error.URLError, TimeoutError) as error:
             raise UnavailableError(f"cannot be reached ({why(error, patience)})") from error
-    if not isinstance(response, http.client.HTTPResponse):
+    if not isinstance(response, HTTPResponse):
         raise UnavailableError("leads to an address that is not http")
     return response
 
 
-def save(response: http.client.HTTPResponse, path: Path, size: int, progress: Progress = silent) -> None:
+def save(response: HTTPResponse, path: Path, size: int, progress: Progress = silent) -> None:
     """Write the body of an answer to a new file, and never more bytes than expected.
 
     Args:
@@ -259,7 +262,7 @@ def save(response: http.client.HTTPResponse, path: Path, size: int, progress: Pr
             progress(f"downloading {path.name}", done, size if response.length is None else done + response.length)
 
 
-def _received(response: http.client.HTTPResponse) -> Iterator[bytes]:
+def _received(response: HTTPResponse) -> Iterator[bytes]:
     """The body of the server's answer; what goes wrong with the file that it is written to is not caught here."""
     while True:
         with _told():
@@ -274,11 +277,13 @@ def _received(response: http.client.HTTPResponse) -> Iterator[bytes]:
 @contextmanager
 def _told() -> Iterator[None]:
     """Turn what a broken connection raises into our own error."""
+    from http.client import HTTPException
+
     try:
         yield
     except OSError as error:
         raise UnavailableError(f"the connection broke ({error})") from error
-    except http.client.HTTPException as error:
+    except HTTPException as error:
         raise UnavailableError(f"the answer is cut, or is not HTTP ({ascii(error)[:80]})") from error
 
 
@@ -307,6 +312,8 @@ def within(seconds: float, call: Callable[[], T]) -> T:
 
 def why(error: BaseException, seconds: float) -> str:
     """Why a server was not reached, in a few words, from whatever a client library made of it."""
+    import socket
+
     for cause in _causes(error):
         if isinstance(cause, socket.gaierror):
             return "name not resolved: no network, or no DNS, on this machine"

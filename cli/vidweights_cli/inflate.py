@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from vidweights import inflation
 from vidweights.errors import UsageError, ValidationError
 from vidweights.inflation import Options
-from vidweights_cli.output import console, json_option, megabytes, print_json, progress_bar, table
+from vidweights.kernels import Method
+from vidweights_cli.output import console, json_option, megabytes, print_json, printable, progress_bar, table
 from vidweights_converters import inflate as inflating
 from vidweights_converters.inflate import Outcome, Request
+
+if TYPE_CHECKING:
+    from vidweights_converters.equality_report import EqualityReport
 
 _TARGETS = {
     "i3d-resnet": "every kernel inflated, time strided as space",
@@ -119,7 +123,7 @@ def command(
             outcome = (inflating.plan_only if dry_run else inflating.inflate)(wanted, progress)
         except ValidationError as error:
             if not as_json:
-                error.report.render(console())
+                _render(error.report)
             raise
     if as_json:
         print_json(_fields(outcome))
@@ -129,9 +133,7 @@ def command(
         _show(outcome)
 
 
-def _options(
-    *, num_classes: int | None, drop_head: bool, stem_pool: str, method: inflation.Method, **others: Any
-) -> Options:
+def _options(*, num_classes: int | None, drop_head: bool, stem_pool: str, method: Method, **others: Any) -> Options:
     if drop_head and num_classes is not None:
         raise UsageError("--drop-head and --num-classes exclude each other.")
     return Options(num_classes=0 if drop_head else num_classes, stem_pool=stem_pool == "keep", method=method, **others)
@@ -160,8 +162,19 @@ def _announce(wanted: Request) -> None:
         rows.append(("stem pool", "none: initialisation only, no equality"))
     if wanted.random_init is not None:
         rows.append(("weights", f"drawn by the seed {wanted.random_init}: NOT PRETRAINED"))
+    _lines(rows)
+
+
+def _lines(rows: list[tuple[str, str]]) -> None:
+    """Names and values. A table of rich would look better, but importing it is felt in a job without validation."""
     for name, value in rows:
-        click.echo(f"{name:<13} {value}")
+        click.echo(printable(f"{name:<13} {value}"))
+
+
+def _render(report: EqualityReport) -> None:
+    from vidweights_converters.equality_report import render
+
+    render(report, console())
 
 
 def _fields(outcome: Outcome) -> dict[str, Any]:
@@ -182,11 +195,11 @@ def _show(outcome: Outcome) -> None:
     wanted, config = outcome.request, outcome.config
     assert config is not None
     if outcome.report is not None:
-        outcome.report.render(console())
+        _render(outcome.report)
     state = "validated" if outcome.report else "written, not validated"
     if wanted.random_init is not None:
         state += ", NOT PRETRAINED"
-    table(("network", "result", "where"), [(wanted.name, state, f"{wanted.folder}\nfrom {outcome.origin}")])
+    _lines([("network", wanted.name), ("result", state), ("from", outcome.origin), ("folder", str(wanted.folder))])
     if prefix := outcome.plan.source.prefix:
         click.echo(f"the source's keys are wrapped in {prefix!r}, which was taken off")
     for reason, count in _left(outcome).items():

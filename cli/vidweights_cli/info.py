@@ -6,9 +6,10 @@ from typing import Any
 
 import click
 
-from vidweights import dialects, home, pretrained
+from vidweights import dialects, home, images, pretrained
 from vidweights.families import FAMILIES
 from vidweights.folder import shown_input
+from vidweights.images import ImageWeights
 from vidweights_cli.output import json_option, print_json
 
 
@@ -18,9 +19,15 @@ from vidweights_cli.output import json_option, print_json
 def command(name: str | None, as_json: bool) -> None:
     """What is known of the release NAME: files and hashes, input, labels, licence, accuracy, where it is kept.
 
-    Without NAME: where vidweights keeps things, and which families and dialects it knows.
+    NAME may also be that of 2D weights (resnet18), which `vidweights inflate` takes. Without NAME: where vidweights
+    keeps things, which families and dialects it knows, and the names of 2D weights.
     """
-    facts = _machine() if name is None else _release(pretrained.weights(name))
+    if name is None:
+        facts = _machine()
+    elif name in images.names():
+        facts = _image_weights(images.get(name))
+    else:
+        facts = _release(pretrained.weights(name))
     if as_json:
         print_json(facts)
     else:
@@ -31,7 +38,39 @@ def _machine() -> dict[str, Any]:
     return {
         "home": str(home.home()),
         "families": list(FAMILIES),
+        "2D weights": list(images.names()),
         "dialects": {d.name: f"{d.family.name}, {d.framework}, {d.source}" for d in dialects.DIALECTS.values()},
+    }
+
+
+def _image_weights(weights: ImageWeights) -> dict[str, Any]:
+    dialect = dialects.get(weights.dialect)
+    depth = {"depth": weights.depth} if weights.depth is not None else {}
+    return {
+        "name": weights.name,
+        "title": weights.title,
+        "network": {"family": weights.family, **depth, "num_classes": weights.num_classes},
+        "dialect": f"{dialect.name} ({dialect.source})",
+        "files": {
+            file.name: ", ".join(
+                part
+                for part in (
+                    file.url,
+                    file.mib and f"{file.mib} MiB",
+                    file.sha256 and f"SHA-256 {file.sha256}",
+                    file.md5 and f"MD5 {file.md5}",
+                )
+                if part
+            )
+            for file in weights.files
+        },
+        "hub": weights.hub or "none",
+        "input": {**weights.input, "resized": weights.resize},
+        "trained on": weights.training,
+        "published accuracy": dict(weights.accuracy) or "none",
+        "licence": dict(weights.licence),
+        "source": weights.source,
+        "facts": {**dialect.all_facts, **dialect.settings},
     }
 
 

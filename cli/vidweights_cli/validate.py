@@ -8,8 +8,10 @@ import click
 
 from vidweights.errors import ValidationError
 from vidweights_cli.output import clip_option, console, json_option, print_json, progress_bar
+from vidweights_converters import equality_report, report
 from vidweights_converters import port as porting
-from vidweights_converters.report import Report, render
+from vidweights_converters.equality_report import EqualityReport
+from vidweights_converters.report import Report
 
 
 @click.command("validate")
@@ -24,19 +26,21 @@ from vidweights_converters.report import Report, render
 def command(folder: Path, weights: Path | None, clip: Path | None, as_json: bool) -> None:
     """Validate the finished FOLDER again, against its source, and renew its report and card.
 
-    FOLDER may also be the name of a release that is on this machine.
+    FOLDER may also be the name of a release, or of an inflated network, that is on this machine.
     """
     try:
         with progress_bar() as progress:
-            report = porting.validate_folder(folder, weights, clip, progress)
+            found = porting.validate_folder(folder, weights, clip, progress)
     except ValidationError as error:
         _show(error.report, as_json)
         raise
-    _show(report, as_json)
+    _show(found, as_json)
 
 
-def _show(report: Report, as_json: bool) -> None:
+def _show(found: Report | EqualityReport, as_json: bool) -> None:
     if as_json:
-        print_json(report.to_json())
+        print_json(found.to_json())
+    elif isinstance(found, EqualityReport):
+        equality_report.render(found, console())
     else:
-        render(report, console())
+        report.render(found, console())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -11,12 +11,35 @@ from typing import Any
 from vidweights import dialects
 from vidweights.errors import FormatError
 from vidweights.folder import CARD, VALIDATION, FolderConfig, read_validation, shown_input
-from vidweights_converters.report import Report
+from vidweights_converters.equality_report import (
+    KIND,
+    EqualityReport,
+    kernels_line,
+    percent,
+    plane_lines,
+    spread,
+    tensors_line,
+)
+from vidweights_converters.report import FaultResult, Report
 
 _STATUS = {
     None: "**Not validated.** Nobody has shown that these weights compute what their source computes.",
     False: "**Validation failed.** These weights do not compute what their source computes.",
     True: "**Validated**: it computes what its source computes; the figures are under *What was checked*.",
+}
+_NOT_PRETRAINED = "**Not pretrained.** It was made of random weights, to try the job; it knows nothing."
+
+# What a promise says of an inflated network, in one sentence.
+_PROMISES = {
+    "equal on still clips": "on a still clip, its ends repeated in time, it computes what its 2D source computes",
+    "equal with ends repeated": "on a still clip it would compute what its 2D source computes if its ends were "
+    "repeated in time; it pads with zeros, and does not",
+    "equal on any clip": "each output frame is what its 2D source computes from one input frame, on any clip",
+    "exact": "each output frame is what its 2D source computes from one input frame, on any clip",
+    "exact (bounded)": "each output frame is what its 2D source computes from one input frame, on any clip, as long as "
+    "no lifted plane is cut",
+    "approximate": "it is near its 2D source, not equal to it, since a kernel is a low-rank fit",
+    "initialisation only": "its tensors are those of its 2D source, but it computes something else: an initialisation",
 }
 
 
@@ -33,27 +56,40 @@ def render(config: FolderConfig, validation: Mapping[str, Any] | None) -> str:
     return _metadata(config, licence) + body.substitute(
         title=release.get("title", config.name),
         example=_example(config),
-        status=_STATUS[None if validation is None else bool(validation.get("passed"))],
+        status=_status(config, validation),
         family=config.family,
         config=_pairs(config.config.to_json()),
         file=config.main,
         sha256=config.files[config.main],
         dialect=f"`{config.dialect}` ({config.format})",
-        training=release.get("training", "unknown"),
+        training="nothing: random weights" if _random(config) else release.get("training", "unknown"),
         source=_source(config),
         licence=f"{licence['id']} ({licence['source']}; {licence['note']})"
         if licence
         else "unknown: ask whoever trained it",
-        accuracy=_accuracy(release.get("accuracy") or {}),
+        accuracy=_accuracy(config, release.get("accuracy") or {}),
         input=_input(config.input),
         checks=_checks(validation),
         facts="\n".join(f"- {fact.replace('_', ' ')}: {value}" for fact, value in config.facts.items()),
     )
 
 
+def _status(config: FolderConfig, validation: Mapping[str, Any] | None) -> str:
+    passed = None if validation is None else bool(validation.get("passed"))
+    status = _STATUS[passed]
+    if passed and validation is not None and validation.get("kind") == KIND:
+        promise = str(validation.get("promise"))
+        status = f"**Validated, {promise}**: {_PROMISES.get(promise, '')}; the figures are under *What was checked*."
+    return f"{_NOT_PRETRAINED}\n\n{status}" if _random(config) else status
+
+
+def _random(config: FolderConfig) -> bool:
+    return (config.inflation or {}).get("random_init") is not None
+
+
 def _example(config: FolderConfig) -> str:
     """How to load the folder; a release is loaded by its name, and knows its preprocessing."""
-    if config.release is None or config.speaks is not dialects.native(config.family):
+    if config.release is None or config.inflation or config.speaks is not dialects.native(config.family):
         return 'import vidweights\n\nmodel = vidweights.load("path/to/this/folder")'
     return (
         f'import vidweights\n\nmodel = vidweights.load("{config.name}")\n'
@@ -76,6 +112,11 @@ def _pairs(values: Mapping[str, Any]) -> str:
 def _source(config: FolderConfig) -> str:
     files = "; ".join(f"`{name}` SHA-256 `{sha256}`" for name, sha256 in config.source.files.items())
     where = ""
+    if config.inflation is not None:
+        family, method = config.inflation["source_family"], config.inflation["method"]
+        drawn = f" of random weights (seed {config.inflation['random_init']})" if _random(config) else ""
+        where = f"2D {family}{drawn}, inflated by the method `{method}`; " + (files or "no file")
+        return f"{where}; {config.release['source']}" if config.release and not _random(config) else where
     if config.release:
         where = (
             f"{config.release['repository']} at commit `{config.release['commit']}`, `{config.release['checkpoint']}`: "
@@ -83,11 +124,12 @@ def _source(config: FolderConfig) -> str:
     return f"{where}{files}"
 
 
-def _accuracy(accuracy: Mapping[str, Any]) -> str:
-    if not accuracy:
+def _accuracy(config: FolderConfig, accuracy: Mapping[str, Any]) -> str:
+    if not accuracy or _random(config):
         return "none published"
+    of = "of the 2D network: " if config.inflation is not None else ""
     return (
-        f"top-1 {accuracy['top1']} %, top-5 {accuracy['top5']} % on {accuracy['dataset']}, "
+        f"{of}top-1 {accuracy['top1']} %, top-5 {accuracy['top5']} % on {accuracy['dataset']}, "
         f"as published by {accuracy['published_by']}; not measured again here"
     )
 
@@ -102,29 +144,67 @@ def _checks(validation: Mapping[str, Any] | None) -> str:
     if validation is None:
         return "Nothing. Run `vidweights validate` on this folder."
     try:
-        report = Report.from_json(validation)
+        if validation.get("kind") == KIND:
+            return "\n".join(_equality(EqualityReport.from_json(validation)))
+        return "\n".join(_comparison(Report.from_json(validation)))
     except (KeyError, TypeError, ValueError) as error:
         raise FormatError(f"{VALIDATION} lacks or misnames {error}. Run: vidweights validate FOLDER") from error
-    lines = ["| reference | clip (T x H x W) | max difference / largest logit | tolerance |", "|---|---|---|---|"]
-    lines += [
-        f"| {one.name} ({one.version}) | {clip.name} | {clip.max_relative:.1e} | {one.tolerance:.1e} |"
-        for one in report.references
-        for clip in one.clips
-    ]
-    made = [fault for fault in report.faults if fault.ratio is not None]
-    covered = sum(share > 0 for share in report.coverage.values())
+
+
+def _comparison(report: Report) -> Iterator[str]:
+    yield "| reference | clip (T x H x W) | max difference / largest logit | tolerance |"
+    yield "|---|---|---|---|"
+    for one in report.references:
+        for clip in one.clips:
+            yield f"| {one.name} ({one.version}) | {clip.name} | {clip.max_relative:.1e} | {one.tolerance:.1e} |"
+    yield ""
+    yield _covered(report.coverage, "logits")
+    yield from _least_fault(report.faults, "logits")
     trip = report.round_trip
-    lines += [
-        "",
-        f"- {covered} of {len(report.coverage)} tensors have an effect on the logits.",
-        *(
+    yield f"- {trip.tensors - len(trip.differing)} of {trip.tensors} tensors come back to the source bit for bit."
+    yield from _end(report.failures)
+
+
+def _equality(report: EqualityReport) -> Iterator[str]:
+    if report.references:
+        names = ", ".join(f"{one.name} ({one.version})" for one in report.references)
+        yield f"Each clip against the 2D network in {names}; the worst of them is shown."
+        yield ""
+        yield f"| clip (T x H x W) | time padding | max difference / largest of {report.compared} | tolerance |"
+        yield "|---|---|---|---|"
+        for clips in zip(*(one.clips for one in report.references)):
+            worst = max(clip.worst for clip in clips)
+            yield f"| {clips[0].name} | {clips[0].padding} | {worst:.1e} | {report.tolerance:.1e} |"
+        yield ""
+    yield f"- Tensors: {tensors_line(report.kernels)}."
+    yield f"- Kernels, {kernels_line(report)}."
+    for zero in report.zero_padding:
+        yield (
+            f"- With zeros in time, {zero.name}: the {report.compared} are off those of the image by "
+            f"{percent(zero.clip)}, the output frames by {spread(zero.frames)}."
+        )
+    yield from (f"- {line}." for line in plane_lines(report.planes))
+    yield _covered(report.coverage, report.compared)
+    yield from _least_fault(report.faults, report.compared)
+    yield from (f"- **Note:** {remark}." for remark in report.remarks)
+    yield from _end(report.failures)
+
+
+def _covered(coverage: Mapping[str, float], what: str) -> str:
+    seen = sum(share > 0 for share in coverage.values())
+    return f"- {seen} of {len(coverage)} tensors have an effect on the {what}."
+
+
+def _least_fault(faults: Sequence[FaultResult], what: str) -> Iterator[str]:
+    made = [fault for fault in faults if fault.ratio is not None]
+    for fault in sorted(made, key=lambda fault: fault.ratio or 0)[:1]:
+        yield (
             f"- {len(made)} deliberate faults were made; the one that shows least ({fault.layer}: {fault.fault}) moves "
-            f"the logits by {fault.ratio:,.0f} tolerances."
-            for fault in sorted(made, key=lambda fault: fault.ratio or 0)[:1]
-        ),
-        f"- {trip.tensors - len(trip.differing)} of {trip.tensors} tensors come back to the source bit for bit.",
-        *(f"- **Failed:** {failure}" for failure in report.failures),
-        "",
-        "All figures are in `validation.json`. What each means: `docs/validation.md` of vidweights.",
-    ]
-    return "\n".join(lines)
+            f"the {what} by {fault.ratio:,.0f} tolerances."
+        )
+
+
+def _end(failures: Sequence[str]) -> Iterator[str]:
+    yield from (f"- **Failed:** {failure}" for failure in failures)
+    yield ""
+    yield "All figures are in `validation.json`. What each means: `docs/validation.md` of vidweights."

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
-from vidweights_converters.layers import layers_of, replaced
+from vidweights.models.units import BatchNorm
+from vidweights_converters.layers import Norm, replaced
 
 
 def coverage(model: nn.Module, clips: Iterable[Tensor]) -> dict[str, float]:
@@ -41,8 +42,19 @@ def coverage(model: nn.Module, clips: Iterable[Tensor]) -> dict[str, float]:
 
 
 def _gradients(model: nn.Module, tensors: dict[str, Tensor], clip: Tensor) -> dict[str, Tensor]:
-    with replaced(model, layers_of(model)):
+    with replaced(model, _norms(model)):
         logits: Tensor = model(clip)
     direction = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0)).to(logits)
     gradients = torch.autograd.grad((logits * direction).sum(), list(tensors.values()), allow_unused=True)
     return {name: gradient for name, gradient in zip(tensors, gradients) if gradient is not None}
+
+
+def _norms(model: nn.Module) -> dict[str, Callable[[Tensor], Tensor]]:
+    """The batch norms of a network, written out."""
+    found: dict[str, Callable[[Tensor], Tensor]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, BatchNorm):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            found[name] = Norm(module.weight, module.bias, module.running_mean, module.running_var, module.eps)
+    return found

@@ -165,9 +165,9 @@ def opened(wanted: Request, progress: Progress = silent) -> Iterator[Opened]:
             path, origin = _drawn(wanted, Path(scratch))
         hasher = ThreadPoolExecutor(1, thread_name_prefix="vidweights-hash")
         with formats.open_checkpoint(path) as checkpoint, hasher:
+            hashing = hasher.submit(lambda: {file.name: sha256_of(file) for file in checkpoint.files})
             declared = _declared(wanted, checkpoint)
             planned = inflation.make(checkpoint.tensors, wanted.options, config=declared, name=str(path))
-            hashing = hasher.submit(lambda: {file.name: sha256_of(file) for file in checkpoint.files})
             yield Opened(wanted, checkpoint, origin, planned, hashing)
 
 
@@ -250,7 +250,7 @@ def inflate(wanted: Request, progress: Progress = silent) -> Outcome:
         VidweightsError: see `opened`; and ValidationError, OutputError, UnavailableError (torch is not installed).
     """
     refuse_existing(wanted.folder, overwrite=wanted.overwrite, mark=CONFIG)
-    _keep_the_source(wanted)
+    port.keep_the_source(wanted.weights, wanted.folder)
     if wanted.validate:
         _require_torch()
     with opened(wanted, progress) as source:
@@ -267,14 +267,6 @@ def plan_only(wanted: Request, progress: Progress = silent) -> Outcome:
     """The plan of a request; nothing is written."""
     with opened(wanted, progress) as source:
         return Outcome(wanted, source.plan, source.origin)
-
-
-def _keep_the_source(wanted: Request) -> None:
-    if wanted.weights is None:
-        return
-    source, folder = wanted.weights.resolve(), wanted.folder.resolve()
-    if folder == source or folder in source.parents:
-        raise OutputError(f"{wanted.folder} would replace the --weights that it is made from. Choose another --out.")
 
 
 def _require_torch() -> None:
@@ -334,7 +326,7 @@ def _input(wanted: Request, planned: Inflation) -> dict[str, Any] | None:
     """The preprocessing of the source's images, frame by frame; none is known for another number of channels."""
     if wanted.source is None or planned.options.in_channels not in (None, 3):
         return None
-    return dict(wanted.source.input)
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in wanted.source.input.items()}
 
 
 def provenance(weights: ImageWeights) -> dict[str, Any]:
@@ -358,6 +350,9 @@ def _prove(folder: Path, config: FolderConfig, source: Opened, progress: Progres
     references, missing = choose(source.checkpoint.path, found.dialect.name, found.prefix)
     references, broken = importable(references)
     absents = (*missing, *broken)
+    if not references:
+        reasons = "".join(f"\n  {one.name}: {one.reason}" for one in absents)
+        raise UnavailableError(f"nothing can run the 2D network, so nothing was written:{reasons}")
     return prove(folder, config, source.plan, source.checkpoint, references, absents, progress=progress)
 
 
@@ -380,8 +375,8 @@ def validate_folder(
         if wanted.random_init is None and set(source.hashes.values()) != set(config.source.files.values()):
             found, expected = ", ".join(source.hashes.values()), ", ".join(config.source.files.values())
             raise IntegrityError(
-                f"{source.checkpoint.path} is not what {folder} was made of: found SHA-256 {found}, expected {expected}. "
-                "Give that file with --weights."
+                f"{source.checkpoint.path} is not what {folder} was made of: found SHA-256 {found}, expected "
+                f"{expected}. Give that file with --weights."
             )
         try:
             report = _prove(folder, config, source, progress)

@@ -48,6 +48,7 @@ from vidweights.run import stream
 from vidweights_converters import card
 
 if TYPE_CHECKING:
+    from vidweights_converters.equality_report import EqualityReport
     from vidweights_converters.report import Report
 
 # The container that a framework's users expect.
@@ -213,7 +214,7 @@ def port(request: Request, progress: Progress = silent) -> Outcome:
         VidweightsError: see `opened`; and ValidationError, OutputError, UnavailableError (no reference installed).
     """
     refuse_existing(request.folder, overwrite=request.overwrite, mark=CONFIG)
-    _keep_the_source(request)
+    keep_the_source(request.weights, request.folder)
     with opened(request, progress) as (source, checkpoint, planned):
         proof = _Proof(request, checkpoint, planned) if request.validate else None
         with staged_folder(request.folder, overwrite=request.overwrite, mark=CONFIG) as stage:
@@ -225,13 +226,13 @@ def port(request: Request, progress: Progress = silent) -> Outcome:
     return Outcome(request, planned, source.origin, config, report)
 
 
-def _keep_the_source(request: Request) -> None:
-    """Refuse a folder that would replace what it is made from."""
-    if request.weights is None:
+def keep_the_source(weights: Path | None, folder: Path) -> None:
+    """Refuse a folder that would replace the file that it is made from."""
+    if weights is None:
         return
-    source, folder = request.weights.resolve(), request.folder.resolve()
-    if folder == source or folder in source.parents:
-        raise OutputError(f"{request.folder} would replace the --weights that it is made from. Choose another --out.")
+    source, target = weights.resolve(), folder.resolve()
+    if target == source or target in source.parents:
+        raise OutputError(f"{folder} would replace the --weights that it is made from. Choose another --out.")
 
 
 def _write(request: Request, checkpoint: Checkpoint, planned: Plan, stage: Path, progress: Progress) -> FolderConfig:
@@ -364,7 +365,7 @@ class _Proof:
 
 def validate_folder(
     folder: Path, weights: Path | None = None, clip: Path | None = None, progress: Progress = silent
-) -> Report:
+) -> Report | EqualityReport:
     """Validate a finished folder again, and renew its report and its card, whatever the outcome.
 
     Args:
@@ -376,13 +377,15 @@ def validate_folder(
         ValidationError: the weights do not compute what the release computes.
         UsageError: `folder` is not there, or was made from a person's own file, which must then be given.
     """
-    if not folder.is_dir() and str(folder) in catalog.names():
+    if not folder.is_dir() and (home.weights_folder(str(folder)) / CONFIG).is_file():
         folder = home.weights_folder(str(folder))
     if not folder.is_dir():
         raise UsageError(f"{folder} is no folder; expected one that `vidweights port` wrote, or a release's name.")
     config = read_config(folder)
     verify_files(folder, config)
     if config.inflation is not None:
+        if clip is not None:
+            raise UsageError("--clip is for ports; an inflated network is proved on images of its own.")
         from vidweights_converters import inflate
 
         return inflate.validate_folder(folder, config, weights, progress)
@@ -413,7 +416,7 @@ def _check_source(folder: Path, config: FolderConfig, checkpoint: Checkpoint) ->
         )
 
 
-def record(folder: Path, config: FolderConfig, report: Report) -> None:
+def record(folder: Path, config: FolderConfig, report: Report | EqualityReport) -> None:
     """Put a report and the card that tells of it into a finished folder; each file is replaced in one step."""
     renewed = {VALIDATION: json_text(report.to_json()), CARD: card.render(config, report.to_json())}
     for name, text in renewed.items():

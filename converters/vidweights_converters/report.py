@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-_VERSION = 1
+VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,8 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """JSON values, in a fixed order."""
-        body = {name: _listed(value) for name, value in asdict(self).items()}
-        return {"validation": _VERSION, "passed": self.passed, **body}
+        body = {name: listed(value) for name, value in asdict(self).items()}
+        return {"validation": VERSION, "passed": self.passed, **body}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Report:
@@ -157,11 +157,11 @@ class Report:
         return cls(**fields)
 
 
-def _listed(value: Any) -> Any:
+def listed(value: Any) -> Any:
     """Tuples as lists, all the way down, as JSON has them."""
     if isinstance(value, Mapping):
-        return {key: _listed(item) for key, item in value.items()}
-    return [_listed(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: listed(item) for key, item in value.items()}
+    return [listed(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _reference(data: Mapping[str, Any]) -> ReferenceResult:
@@ -183,41 +183,42 @@ def render(report: Report, console: Console) -> None:
     for name, reason in report.absent.items():
         console.print(f"\n{name} was not used: {reason}", markup=False)
     console.print("\n[bold]Mistakes made on purpose[/], and by how many tolerances each moves the logits")
-    console.print(_faults(report.faults))
+    console.print(faults_table(report.faults))
     console.print(_summary(report))
     for failure in report.failures:
         console.print(f"- {failure}", style="red", markup=False)
 
 
-def _table(*headings: str, left: int) -> Table:
+def table(*headings: str, left: int) -> Table:
     """An empty table whose first `left` columns are text, and the others numbers."""
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True, header_style="bold")
+    empty = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True, header_style="bold")
     for index, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if index < left else "right")
-    return table
+        empty.add_column(heading, justify="left" if index < left else "right", overflow="fold")
+    return empty
 
 
 def _clips(reference: ReferenceResult) -> Table:
-    table = _table("clip", "max diff", "relative", "of tol.", "rel. L2", "1 - cos", "top 5", left=1)
+    rows = table("clip", "max diff", "relative", "of tol.", "rel. L2", "1 - cos", "top 5", left=1)
     for clip in reference.clips:
         numbers = (clip.max_abs, clip.max_relative)
         used = f"{clip.max_relative / reference.tolerance:.2g}"
         style = "" if clip.max_relative <= reference.tolerance else "red"
         cells = [f"{n:.1e}" for n in numbers] + [used, f"{clip.relative_l2:.1e}", f"{1 - clip.cosine:.0e}"]
-        table.add_row(clip.name, *cells, f"{clip.top5}/5", style=style)
-    return table
+        rows.add_row(clip.name, *cells, f"{clip.top5}/5", style=style)
+    return rows
 
 
-def _faults(faults: Sequence[FaultResult]) -> Table:
-    table = _table("layer", "fault", "tolerances", left=2)
+def faults_table(faults: Sequence[FaultResult]) -> Table:
+    """Faults with their ratios."""
+    rows = table("layer", "fault", "tolerances", left=2)
     for fault in faults:
         shown = "skipped" if fault.ratio is None else f"{fault.ratio:,.0f}"
         name = f"{fault.fault}: {fault.skipped}" if fault.skipped else fault.fault
-        table.add_row(fault.layer, name, shown)
-    return table
+        rows.add_row(fault.layer, name, shown)
+    return rows
 
 
 def _summary(report: Report) -> Table:
