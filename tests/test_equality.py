@@ -274,6 +274,11 @@ def test_short_dtypes_pass_with_their_rounding_reported(
         assert 1e-9 < report.tolerance == 4 * norms < 1e-2
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_short_s3d_passes_though_its_epsilon_is_large(made: Made, source: Callable[..., Path], dtype: str) -> None:
+    assert made(source("googlenet", dtype), into="s3d", method="exact").prove().tolerance < 2e-3
+
+
 # --- what is promised -----------------------------------------------------------------------------------------------
 
 
@@ -382,6 +387,28 @@ def test_other_heads_and_inputs_are_compared_by_what_they_share(made: Made) -> N
     assert made(into="i3d-resnet", num_classes=0).prove().compared == "features"
 
 
+def test_a_low_rank_stem_over_other_inputs_is_the_best_fit_of_the_averaged_one(made: Made) -> None:
+    report = made(into="r2plus1d", method="exact", stem_planes=5, in_channels=2).prove()
+    assert report.passed
+    assert 0 < report.planes[0].error < 1
+    assert largest(report) < 1e-9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "into", "method"), [("inception_v1", "i3d", "mean"), ("resnet_v1_50", "r2plus1d", "exact")]
+)
+def test_checkpoints_of_tf_slim_pass(tmp_path: Path, name: str, into: str, method: Any) -> None:
+    import slim
+    from networks import write
+
+    path = write(tmp_path / "source", "tf", slim.variables(name))
+    report = inflated(path, tmp_path / "made", None, Options(into=into, method=method)).prove()
+    assert report.passed
+    assert largest(report) < 1e-11
+    assert min(ratios(report).values()) > 1e3
+
+
 # --- each way to be wrong -------------------------------------------------------------------------------------------
 
 
@@ -439,6 +466,26 @@ def test_a_pair_whose_negative_is_off_is_named(made: Made) -> None:
     one = made(into="r2plus1d", method="exact")
     one.change(layer1__0__conv1__spatial__conv__weight=np.abs)
     assert "layer1.0.conv1.temporal.conv.weight" in one.failing()
+
+
+def test_a_batch_norm_in_the_middle_that_is_not_the_identity_cannot_widen_the_tolerance(made: Made) -> None:
+    one = made(into="r2plus1d", method="exact")
+    # With the epsilon beside it, a variance of 1 is wrong by its half.
+    one.change(layer1__0__conv1__spatial__bn__weight=lambda w: w * 0 + 1)
+    one.change(layer1__0__conv1__spatial__bn__running_var=lambda v: v * 0 + 1)
+    assert "layer1.0.conv1.spatial.bn: it should change nothing" in one.failing()
+
+
+def test_a_fit_of_another_mean_is_named(made: Made) -> None:
+    one = made(into="r2plus1d", stem_planes=5)
+    one.change(stem__spatial__bn__running_mean=lambda m: m + 0.1)
+    assert "stem.temporal.bn.running_mean: off the mean of the fit" in one.failing()
+
+
+def test_a_centre_that_is_not_the_source_to_the_last_bit_is_named(made: Made) -> None:
+    one = made(into="i3d-resnet", method="center")
+    one.change(stem__conv__weight=lambda k: np.nextafter(k, np.where(k == 0, 0, 9), dtype=k.dtype))
+    assert "stem.conv.weight: summed over time it is off the 2D kernel by 1 ulp" in one.failing()
 
 
 @pytest.mark.parametrize(

@@ -169,6 +169,7 @@ def test_i3d_and_s3d_have_exactly_their_canonical_tensors(config: I3DConfig) -> 
         {"in_channels": 0},
         {"width": 0},
         {"pool_padding": "valid"},
+        {"conv_bias": 1},
         {"batch_norm_epsilon": 0.0},
     ],
     ids=str,
@@ -178,7 +179,11 @@ def test_an_impossible_resnet_is_refused(values: dict[str, Any]) -> None:
         ResNetConfig(**values)
 
 
-@pytest.mark.parametrize("values", [{"variant": "r4d"}, {"time_padding": "mirror"}, {"stem_planes": 0}], ids=str)
+@pytest.mark.parametrize(
+    "values",
+    [{"variant": "r4d"}, {"time_padding": "mirror"}, {"stem_planes": 0}, {"stem_planes": "45"}, {"stem_pool": "no"}],
+    ids=str,
+)
 def test_an_impossible_3d_resnet_is_refused(values: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="expected a variant of i3d-resnet"):
         ResNet3DConfig(**values)

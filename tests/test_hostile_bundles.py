@@ -149,6 +149,17 @@ def test_keys_that_grow_without_end_are_refused(tmp_path: Path, monkeypatch: pyt
         TFBundle(bundle(tmp_path, many))
 
 
+def test_keys_that_grow_without_end_in_the_index_of_the_blocks_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table, "_MAX_KEYS", 1 << 20)
+    handle = protobuf.encode_varint(0) * 2
+    many = [(b"k" * 5000 + i.to_bytes(2, "big"), handle) for i in range(300)]
+    (tmp_path / "m.index").write_bytes(b"".join(table._tail(many, 0)))
+    with pytest.raises(FormatError, match="its keys have more than"):
+        TFBundle(tmp_path / "m")
+
+
 def test_a_block_beyond_the_end_is_refused(tmp_path: Path) -> None:
     handle = protobuf.encode_varint(1 << 40) + protobuf.encode_varint(1 << 40)
     (tmp_path / "m.index").write_bytes(b"".join(table._tail([(b"z", handle)], 0)))

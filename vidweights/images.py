@@ -111,6 +111,8 @@ def get(name: str) -> ImageWeights:
     Raises:
         UsageError: there are none; the message has the names that come close, or the short ones.
     """
+    if not isinstance(name, str):
+        raise UsageError(f"{name!r} is no name of 2D weights; expected a string such as 'resnet18'")
     known = _read()
     found = known.get(name) or next((weights for weights in known.values() if weights.hub == name), None)
     if found is not None:

@@ -234,10 +234,12 @@ def _target(found: Recognition, options: Options) -> tuple[Family, Any]:
         values["num_classes"] = options.num_classes
     if options.in_channels is not None:
         values["in_channels"] = options.in_channels
+    if into != "r2plus1d" and (options.stem_planes is not None or options.planes != "conv"):
+        raise UsageError(f"{into} has no middle planes to choose; these options are for r2plus1d.")
     if family == "resnet3d":
         values |= {"stem_pool": options.stem_pool, "planes": options.planes, "stem_planes": options.stem_planes}
-    elif not options.stem_pool or options.stem_planes or options.planes != "conv":
-        raise UsageError(f"{into} has no stem pool and no middle planes to choose; these options are for ResNets.")
+    elif not options.stem_pool:
+        raise UsageError(f"{into} has no stem pool to choose; that option is for ResNets.")
     factorised = into in ("r2plus1d", "s3d")
     if options.method == "center" and factorised:
         raise UsageError(f"{into} is factorised; there the centre tap is the method 'exact'. Use --method exact.")
@@ -351,12 +353,13 @@ class _Maker:
         """Of R(2+1)D: the 2D batch norm stands behind the temporal half."""
         stored, _ = self.places[f"{unit}.conv.weight"]
         outputs = dict(zip(stored.layout, self.infos[stored.key].shape))["O"]
-        planes = Planes(outputs, self.tensors[f"{unit}.spatial.conv.weight"].shape[0])
+        spatial = self.tensors[f"{unit}.spatial.conv.weight"]
+        planes = Planes(outputs, spatial.shape[0], self._inputs(f"{unit}.conv.weight", spatial))
         return (self._spatial if half == "spatial" else self._temporal)(tensor, unit, last, planes)
 
     def _spatial(self, tensor: Tensor, unit: str, last: str, planes: Planes) -> tuple[Rule, tuple[str, ...]]:
         if last == "conv.weight":
-            return SpatialKernel(planes, self._inputs(f"{unit}.conv.weight", tensor)), (last,)
+            return SpatialKernel(planes), (last,)
         if planes.promise == "exact" or last in ("bn.weight", "bn.running_var"):
             return self._norm(tensor, last), ()
         if last == "bn.running_mean":

@@ -109,10 +109,12 @@ class Planes:
     Attributes:
         outputs: C, the outputs of the unit.
         middle: the planes between its halves.
+        inputs: as of `Inflate`.
     """
 
     outputs: int
     middle: int
+    inputs: int | None = None
 
     @property
     def pairs(self) -> int:
@@ -132,14 +134,13 @@ class SpatialKernel(Rule):
     """The spatial half of a (2+1)D kernel: W, -W for the pairs, and repetitions of W."""
 
     planes: Planes
-    inputs: int | None = None
 
     def __call__(self, *arrays: Floats) -> Floats:
         """(C, I, H, W) to (M, I', 1, H, W)."""
-        kernel = over_inputs(arrays[0], self.inputs)
+        kernel = over_inputs(arrays[0], self.planes.inputs)
         c, m, pairs = self.planes.outputs, self.planes.middle, self.planes.pairs
         if m < c:
-            _, mixed = _low_rank(kernel, m)
+            _, mixed = _low_rank(arrays[0], self.planes)
             return mixed.reshape(m, *kernel.shape[1:])[:, :, None].astype(kernel.dtype)
         spare = kernel[np.arange(m - c - pairs) % c]
         return np.concatenate([kernel, -kernel[:pairs], spare])[:, :, None]
@@ -158,7 +159,7 @@ class TemporalKernel(Rule):
         """Nothing, or for a low-rank fit the kernel (C, I, H, W), to (C, M, N, 1, 1)."""
         c, m, pairs = self.planes.outputs, self.planes.middle, self.planes.pairs
         if m < c:
-            matrix, _ = _low_rank(arrays[0], m)
+            matrix, _ = _low_rank(arrays[0], self.planes)
         else:
             matrix = np.zeros((c, m), np.float32)
             matrix[np.arange(c), np.arange(c)] = 1
@@ -221,7 +222,7 @@ class PlaneMean(Rule):
         kernel, mean, *bias = arrays
         c, m, pairs = self.planes.outputs, self.planes.middle, self.planes.pairs
         if m < c:
-            matrix, _ = _low_rank(kernel, m)
+            matrix, _ = _low_rank(kernel, self.planes)
             return matrix.T @ (mean.astype(np.float64) - (bias[0] if bias else 0))
         return np.concatenate([np.zeros(pairs), mean[pairs:], np.zeros(m - c)])
 
@@ -238,7 +239,7 @@ class PlaneShift(Rule):
         c, m, pairs = self.planes.outputs, self.planes.middle, self.planes.pairs
         deviation = np.sqrt(variance.astype(np.float64))
         if m < c:
-            matrix, _ = _low_rank(kernel, m)
+            matrix, _ = _low_rank(kernel, self.planes)
             return DEVIATIONS * (np.abs(matrix).T @ deviation)
         return np.concatenate([np.zeros(pairs), DEVIATIONS * deviation[pairs:], np.zeros(m - c)])
 
@@ -257,16 +258,19 @@ class ShiftedMean(Rule):
         # As the middle batch norm stores it: what is taken back is what was added, to the last bit.
         shift = widened(narrowed(PlaneShift(self.planes)(kernel, variance), self.dtype), self.dtype)
         if m < c:
-            matrix, _ = _low_rank(kernel, m)
+            matrix, _ = _low_rank(kernel, self.planes)
             return matrix @ shift + (bias[0] if bias else 0)
         return np.concatenate([mean[:pairs], shift[pairs:c]])
 
 
-def _low_rank(kernel: Floats, rank: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The best A (C, M) with orthonormal columns and B (M, I * H * W) for W = A B, by singular values."""
-    matrix = kernel.reshape(len(kernel), -1).astype(np.float64)
+def _low_rank(kernel: Floats, planes: Planes) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The best A (C, M) with orthonormal columns and B (M, I' * H * W) for W = A B, by singular values.
+
+    All rules of a unit must have the same two. Their last bits are those of the machine's LAPACK.
+    """
+    matrix = over_inputs(kernel, planes.inputs).reshape(len(kernel), -1).astype(np.float64)
     left, values, right = np.linalg.svd(matrix, full_matrices=False)
-    return left[:, :rank], values[:rank, None] * right[:rank]
+    return left[:, : planes.middle], values[: planes.middle, None] * right[: planes.middle]
 
 
 def time_taps(length: int, taps: Taps, dtype: str) -> NDArray[np.float64]:
@@ -287,9 +291,10 @@ def identity_norm(epsilon: float, dtype: str) -> tuple[float, float]:
     """
     one = np.array([1.0], DTYPES[dtype].storage) if dtype != "bfloat16" else np.array([0x3F80], np.uint16)
     pattern = np.dtype(f"u{one.itemsize}")
-    # The numbers from 1 down to 0.98 or so; of bfloat16 a few, of float32 a quarter of a million.
-    below = min(1 << 18, 1 << {2: 3, 4: 18, 8: 18}[one.itemsize])
-    variance = widened((one.view(pattern) - np.arange(below).astype(pattern)).view(one.dtype), dtype)
+    # Among many numbers one fits well: all from 1 down to 0.9, or a quarter of a million.
+    below = np.arange(1 << (8 if one.itemsize == 2 else 18)).astype(pattern)
+    variance = widened((one.view(pattern) - below).view(one.dtype), dtype)
+    variance = variance[variance > 0.9]
     exact = np.sqrt(variance + epsilon)
     weight = widened(narrowed(exact if dtype == "float64" else exact.astype(np.float32), dtype), dtype)
     best = int(np.argmin(np.abs(weight / exact - 1)))

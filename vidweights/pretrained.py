@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from vidweights import catalog, dialects, folder, formats, home, models, plan
+from vidweights import catalog, dialects, folder, formats, home, images, models, plan
 from vidweights.catalog import Release
 from vidweights.errors import FormatError, OutputError, PlanError, UnavailableError, UsageError
 from vidweights.families import FAMILIES
@@ -74,6 +74,8 @@ def weights(name: str) -> Weights:
     Raises:
         UsageError: no release has that name.
     """
+    if name in images.names():
+        raise _flat(name)
     return Weights(name, catalog.get(name))
 
 
@@ -125,7 +127,7 @@ def load(
         options: keyword arguments of the model (`dropout=0.5`, `head_pool="mean"`).
 
     Raises:
-        UsageError: `source` is neither a known name nor a path.
+        UsageError: `source` is neither a known name nor a path, or `dtype` is none of torch's.
         UnavailableError: the weights cannot be had, or torch is not installed.
         FormatError: the file is damaged, or is no checkpoint.
         IntegrityError: the weights are not those that the folder's `config.json` describes.
@@ -134,6 +136,8 @@ def load(
     family, config, tensors = _read(_path(source), str(device))
     import torch
 
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise UsageError(f"dtype {dtype!r}: expected one of torch's, such as torch.float16")
     with torch.device("meta"):
         model = models.build(family, config, **options)
     if dtype is not None:
@@ -181,11 +185,27 @@ def _path(source: str | Path) -> Path:
     path = home.expanded(source)
     with suppress(OSError):  # a name that is too long, say
         if path.name and (path.exists() or path.with_name(path.name + ".index").exists()):
-            return path
+            return _folder_of(path)
+    if str(source) in images.names():
+        raise _flat(str(source))
     raise UsageError(
         f"{str(source)!r} is neither a file or folder here nor the name of a release; "
         f"the releases are: {', '.join(catalog.names())}"
     )
+
+
+def _flat(name: str) -> UsageError:
+    return UsageError(
+        f"{name} is the name of 2D weights, not of a video network. To make one of them: vidweights inflate {name}"
+    )
+
+
+def _folder_of(path: Path) -> Path:
+    """The finished folder of which a file is the weights, since its `config.json` has what no tensor tells."""
+    with suppress(FormatError):  # another program's config.json
+        if path.is_file() and folder.read_config(path.parent).main == path.name:
+            return path.parent
+    return path
 
 
 def _checkpoint_path(path: Path) -> Path:

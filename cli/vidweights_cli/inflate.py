@@ -24,7 +24,7 @@ _TARGETS = {
     "r2plus1d": "every 3D kernel factorised into a spatial and a temporal one",
     "f-r2d": "no kernel inflated: the 2D network on each frame",
     "i3d": "the Inception v1 of the I3D paper",
-    "s3d": "the same, every 3D kernel factorised",
+    "s3d": "Inception v1, every 3D kernel factorised",
 }
 
 
@@ -75,7 +75,11 @@ _TARGETS = {
     type=click.IntRange(1),
     help="r2plus1d: middle planes of the stem; the paper's 83 if not given (releases: 45).",
 )
-@click.option("--allow-nan", is_flag=True, help="Inflate tensors with elements that are not finite too.")
+@click.option(
+    "--allow-nan",
+    is_flag=True,
+    help="Inflate tensors with elements that are not finite too. No proof holds for them: give --no-validate.",
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -202,6 +206,12 @@ def _show(outcome: Outcome) -> None:
     _lines([("network", wanted.name), ("result", state), ("from", outcome.origin), ("folder", str(wanted.folder))])
     if prefix := outcome.plan.source.prefix:
         click.echo(f"the source's keys are wrapped in {prefix!r}, which was taken off")
+    found = outcome.plan.source.dialect
+    if wanted.source is not None and not inflating.speaks(wanted.source, found):
+        click.echo(
+            f"the file is in the naming {found.name}, which is not that of {wanted.source.name}: stride, padding, "
+            "epsilon and, where it is known, the input are those of that naming"
+        )
     for reason, count in _left(outcome).items():
         click.echo(f"{count} tensors of the source were left: {reason}")
 

@@ -110,7 +110,7 @@ def _release(record: pretrained.Weights) -> dict[str, Any]:
 
 def _show(facts: dict[str, Any], indent: str = "") -> None:
     for name, value in facts.items():
-        label = name.replace("_", " ")
+        label = name if "." in name else name.replace("_", " ")  # a file keeps its name
         if isinstance(value, dict):
             if value:
                 click.echo(f"{indent}{label}")

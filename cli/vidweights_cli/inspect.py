@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import click
 
-from vidweights import dialects, formats, identity
+from vidweights import dialects, formats, identity, plan
 from vidweights.dialects import Recognition
-from vidweights.errors import PlanError
+from vidweights.errors import FormatError, PlanError
+from vidweights.folder import read_config
 from vidweights.formats.base import Checkpoint
 from vidweights.identity import Match
 from vidweights.progress import Progress
@@ -29,7 +31,7 @@ def command(file: Path, tensors: bool, as_json: bool) -> None:
     with formats.open_checkpoint(file) as checkpoint:
         with progress_bar() as progress:
             _check(checkpoint, progress)
-        found = _recognise(checkpoint)
+        found = _recognise(file, checkpoint)
         matches = identity.identify(checkpoint, found) if found else ()
         if as_json:
             print_json(_facts(checkpoint, found, matches))
@@ -44,11 +46,17 @@ def _check(checkpoint: Checkpoint, progress: Progress) -> None:
         progress("checking", done + 1, len(checkpoint.tensors))
 
 
-def _recognise(checkpoint: Checkpoint) -> Recognition | None:
+def _recognise(file: Path, checkpoint: Checkpoint) -> Recognition | None:
+    """What the tensors say and, in a finished folder, what `config.json` adds to it."""
     try:
-        return dialects.recognise(checkpoint.tensors)
+        found = dialects.recognise(checkpoint.tensors)
     except PlanError:
         return None
+    with suppress(FormatError, PlanError):  # there is none, or it is another program's, or of other weights
+        config = read_config(file if file.is_dir() else file.parent)
+        if config.main in {path.name for path in checkpoint.files}:
+            return plan.declared(found, config.config, str(file))
+    return found
 
 
 def _size(checkpoint: Checkpoint) -> int:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import signal
 import sys
+import threading
 
 import click
 
@@ -67,11 +69,14 @@ def main() -> None:
     for ending in ("SIGTERM", "SIGHUP"):  # they clean up as Ctrl-C does
         if hasattr(signal, ending):
             signal.signal(getattr(signal, ending), _interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell has it ignored
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         code = group.main(arguments, prog_name="vidweights", standalone_mode=False) or 0
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.ClickException as error:
+        _tell_as_json(error, error.format_message(), as_json="--json" in arguments)
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
@@ -92,10 +97,21 @@ def main() -> None:
 
 
 def _interrupt(number: int, frame: object) -> None:
+    torch = sys.modules.get("torch")
+    if getattr(getattr(torch, "__spec__", None), "_initializing", False):
+        # An exception inside torch's import can end in C++, which aborts the process before anything is cleaned up.
+        again = threading.Timer(0.1, os.kill, (os.getpid(), number))
+        again.daemon = True
+        again.start()
+        return
     raise KeyboardInterrupt
 
 
-def _tell(error: VidweightsError, *, as_json: bool) -> None:
+def _tell_as_json(error: Exception, message: str, *, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps({"error": {"type": type(error).__name__, "message": str(error)}}))
+        click.echo(json.dumps({"error": {"type": type(error).__name__, "message": message}}))
+
+
+def _tell(error: VidweightsError, *, as_json: bool) -> None:
+    _tell_as_json(error, str(error), as_json=as_json)
     click.echo(f"vidweights: {printable(str(error))}", err=True)

@@ -54,7 +54,8 @@ def render(config: FolderConfig, validation: Mapping[str, Any] | None) -> str:
     licence = release.get("licence", {})
     body = Template(resources.files("vidweights_cards").joinpath("template.md").read_text(encoding="utf-8"))
     return _metadata(config, licence) + body.substitute(
-        title=release.get("title", config.name),
+        # That of a release is its own; an inflated network is not the 2D one whose title is known.
+        title=config.name if config.inflation is not None else release.get("title", config.name),
         example=_example(config),
         status=_status(config, validation),
         family=config.family,
@@ -62,11 +63,9 @@ def render(config: FolderConfig, validation: Mapping[str, Any] | None) -> str:
         file=config.main,
         sha256=config.files[config.main],
         dialect=f"`{config.dialect}` ({config.format})",
-        training="nothing: random weights" if _random(config) else release.get("training", "unknown"),
+        training=_training(config),
         source=_source(config),
-        licence=f"{licence['id']} ({licence['source']}; {licence['note']})"
-        if licence
-        else "unknown: ask whoever trained it",
+        licence=_licence(config, licence),
         accuracy=_accuracy(config, release.get("accuracy") or {}),
         input=_input(config.input),
         checks=_checks(validation),
@@ -114,14 +113,28 @@ def _source(config: FolderConfig) -> str:
     where = ""
     if config.inflation is not None:
         family, method = config.inflation["source_family"], config.inflation["method"]
+        title = f" ({config.release['title']})" if config.release else ""
         drawn = f" of random weights (seed {config.inflation['random_init']})" if _random(config) else ""
-        where = f"2D {family}{drawn}, inflated by the method `{method}`; " + (files or "no file")
+        where = f"2D {family}{title}{drawn}, inflated by the method `{method}`; " + (files or "no file")
         return f"{where}; {config.release['source']}" if config.release and not _random(config) else where
     if config.release:
         where = (
             f"{config.release['repository']} at commit `{config.release['commit']}`, `{config.release['checkpoint']}`: "
         )
     return f"{where}{files}"
+
+
+def _training(config: FolderConfig) -> str:
+    if _random(config):
+        return "nothing: random weights"
+    training = str((config.release or {}).get("training", "unknown"))
+    return f"{training} (the 2D network)" if config.release and config.inflation is not None else training
+
+
+def _licence(config: FolderConfig, licence: Mapping[str, str]) -> str:
+    if licence:
+        return f"{licence['id']} ({licence['source']}; {licence['note']})"
+    return "none: the numbers were drawn by a seed" if _random(config) else "unknown: ask whoever trained it"
 
 
 def _accuracy(config: FolderConfig, accuracy: Mapping[str, Any]) -> str:
@@ -162,7 +175,7 @@ def _comparison(report: Report) -> Iterator[str]:
     yield from _least_fault(report.faults, "logits")
     trip = report.round_trip
     yield f"- {trip.tensors - len(trip.differing)} of {trip.tensors} tensors come back to the source bit for bit."
-    yield from _end(report.failures)
+    yield from _end(report.failures, "validation")
 
 
 def _equality(report: EqualityReport) -> Iterator[str]:
@@ -187,7 +200,7 @@ def _equality(report: EqualityReport) -> Iterator[str]:
     yield _covered(report.coverage, report.compared)
     yield from _least_fault(report.faults, report.compared)
     yield from (f"- **Note:** {remark}." for remark in report.remarks)
-    yield from _end(report.failures)
+    yield from _end(report.failures, "inflation")
 
 
 def _covered(coverage: Mapping[str, float], what: str) -> str:
@@ -204,7 +217,7 @@ def _least_fault(faults: Sequence[FaultResult], what: str) -> Iterator[str]:
         )
 
 
-def _end(failures: Sequence[str]) -> Iterator[str]:
+def _end(failures: Sequence[str], page: str) -> Iterator[str]:
     yield from (f"- **Failed:** {failure}" for failure in failures)
     yield ""
-    yield "All figures are in `validation.json`. What each means: `docs/validation.md` of vidweights."
+    yield f"All figures are in `validation.json`. What each means: `docs/{page}.md` of vidweights."

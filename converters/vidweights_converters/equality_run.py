@@ -80,7 +80,9 @@ class Runner:
     def ours(self, progress: Any) -> dict[tuple[str, str], tuple[Tensor, Tensor | None]]:
         """Frames and whole of every still clip with its ends repeated, and frames of noise under either padding."""
         found: dict[tuple[str, str], tuple[Tensor, Tensor | None]] = {}
-        with edited(time_padding(self.network, replicate=True)):
+        # A network that is to repeat the ends has to do so as it was built.
+        built = self.planned.config.time_padding == "replicate"
+        with edited([] if built else time_padding(self.network, replicate=True)):
             for image in self.images:
                 progress(image.name)
                 found[image.name, "replicate"] = self.frames(image.clip()), self.whole(image.clip())

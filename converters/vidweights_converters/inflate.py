@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from vidweights import dialects, formats, home, image_sources, images, inflation
 from vidweights.dialects import recognise
+from vidweights.dialects.base import Dialect
 from vidweights.errors import (
+    FormatError,
     IntegrityError,
     OutputError,
     PlanError,
@@ -43,6 +45,7 @@ class Request:
 
     Attributes:
         source: the catalogued 2D weights; None for a person's own file.
+        family: the family of the 2D network that was named.
         weights: the file that the person has.
         random_init: a seed, for weights that are drawn instead of read.
         options: target, method, and what else there is to choose.
@@ -50,6 +53,7 @@ class Request:
     """
 
     source: ImageWeights | None
+    family: str
     weights: Path | None
     random_init: int | None
     options: Options
@@ -60,15 +64,14 @@ class Request:
     @property
     def name(self) -> str:
         """The finished folder's name: source, target, method and, for drawn weights, their seed."""
-        own = self.weights.resolve().name.split(".")[0] if self.weights else ""
+        own = self.weights.resolve().name.lstrip(".").split(".")[0] if self.weights else ""
         parts = [self.source.name.replace("/", "-") if self.source else own, self.into, self.options.method]
         return "-".join([*parts, *([f"random{self.random_init}"] if self.random_init is not None else [])])
 
     @property
     def into(self) -> str:
         """The target."""
-        family = self.source.family if self.source else "resnet"
-        return self.options.into or DEFAULT_TARGETS[family]
+        return self.options.into or DEFAULT_TARGETS[self.family]
 
     @property
     def folder(self) -> Path:
@@ -112,15 +115,18 @@ def request(
     """
     if weights is not None and random_init is not None:
         raise UsageError("--weights and --random-init exclude each other: weights are read, or they are drawn.")
+    if random_init is not None and (type(random_init) is not int or random_init < 0):
+        raise UsageError(f"random_init is a seed: expected an integer from 0 on, found {random_init!r}.")
     if weights is not None and not weights.exists():
         raise UsageError(f"--weights {weights}: no such file or folder.")
     if name in _FLAT_FAMILIES and weights is None:
         raise UsageError(f"{name} is a family: give your own checkpoint with --weights.")
     source = None if name in _FLAT_FAMILIES else images.get(name)
+    family = source.family if source else name
     if options.into is None:
-        options = replace(options, into=DEFAULT_TARGETS[source.family if source else name])
+        options = replace(options, into=DEFAULT_TARGETS[family])
     where = home.home() / "weights" if out is None else out
-    return Request(source, weights, random_init, options, where, validate, overwrite)
+    return Request(source, family, weights, random_init, options, where, validate, overwrite)
 
 
 @dataclass(frozen=True)
@@ -199,7 +205,13 @@ def _drawn(wanted: Request, folder: Path) -> tuple[Path, str]:
     writer_type = formats.writer(port.DEFAULT_FORMATS[dialect.framework])
     outputs = writer_type.order(drawn.tensors.values())
     arrays = ((info.key, drawn.read(info.key)) for info in outputs)
-    main, _ = port.write_arrays(outputs, arrays, writer_type, folder)
+    try:
+        main, _ = port.write_arrays(outputs, arrays, writer_type, folder)
+    except OSError as error:
+        why = error.strerror or error
+        raise OutputError(
+            f"cannot write the drawn weights in {folder.parent}: {why}. Set TMPDIR to a folder with room."
+        ) from error
     return folder / main, f"drawn by the seed {wanted.random_init}, not pretrained"
 
 
@@ -216,20 +228,23 @@ def _declared(wanted: Request, checkpoint: Checkpoint) -> Any:
     Raises:
         PlanError: the file holds a network of another family.
     """
+    found = recognise(checkpoint.tensors)
+    family = found.dialect.family.name
+    if family != wanted.family:
+        if family not in _FLAT_FAMILIES:
+            return None  # a 3D network, which the plan refuses
+        named = wanted.source.name if wanted.source else "what was named"
+        raise PlanError(
+            f"{checkpoint.path} holds a network of the family {family} ({found.dialect.name}); "
+            f"{named} is one of {wanted.family}",
+            {},
+            f"Give the file that was meant, or name what this one is: vidweights inflate {family} --weights FILE",
+        )
     if wanted.source is None:
         return None
-    found = recognise(checkpoint.tensors)
-    family = found.dialect.family
-    if family.name != wanted.source.family:
-        if family.name not in _FLAT_FAMILIES:
-            return None  # a 3D network, which the plan refuses
-        raise PlanError(
-            f"{checkpoint.path} holds a network of the family {family.name} ({found.dialect.name}); "
-            f"{wanted.source.name} is one of {wanted.source.family}",
-            {},
-            "Give the file that was meant, or name what this one is.",
-        )
-    values = {"num_classes": wanted.source.num_classes}
+    # A file without a head (of Keras: "notop") is enough where the head is not kept.
+    headless = wanted.options.num_classes is not None and found.config.num_classes == 0
+    values = {"num_classes": 0 if headless else wanted.source.num_classes}
     if wanted.source.depth is not None:
         values["depth"] = wanted.source.depth
     return replace(found.config, **values) if _possible(found.config, values) else _config_of(wanted.source)
@@ -323,10 +338,28 @@ def _record(wanted: Request, planned: Inflation) -> dict[str, Any]:
 
 
 def _input(wanted: Request, planned: Inflation) -> dict[str, Any] | None:
-    """The preprocessing of the source's images, frame by frame; none is known for another number of channels."""
-    if wanted.source is None or planned.options.in_channels not in (None, 3):
+    """The preprocessing of the source's images, frame by frame.
+
+    None is known for another number of channels. A file in the naming of another code than the weights that were
+    named has the preprocessing of that code, if it is known (Keras and TF-Slim have their own).
+    """
+    if wanted.source is None or planned.config.in_channels != 3:
         return None
-    return {name: list(v) if isinstance(v, tuple) else v for name, v in wanted.source.input.items()}
+    fields = wanted.source.input if speaks(wanted.source, planned.source.dialect) else _shared(planned.source.dialect)
+    if fields is None:
+        return None
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in fields.items()}
+
+
+def speaks(weights: ImageWeights, dialect: Dialect) -> bool:
+    """Whether weights were released by the code that a dialect is the naming of."""
+    return dialects.get(weights.dialect).source == dialect.source
+
+
+def _shared(dialect: Dialect) -> Mapping[str, Any] | None:
+    """The preprocessing of all weights that were released in a naming; None if it is not one for all."""
+    inputs = [weights.input for weights in map(images.get, images.names()) if speaks(weights, dialect)]
+    return inputs[0] if inputs and all(fields == inputs[0] for fields in inputs) else None
 
 
 def provenance(weights: ImageWeights) -> dict[str, Any]:
@@ -378,6 +411,11 @@ def validate_folder(
                 f"{source.checkpoint.path} is not what {folder} was made of: found SHA-256 {found}, expected "
                 f"{expected}. Give that file with --weights."
             )
+        if (fields := _input(wanted, source.plan)) != config.input:
+            raise IntegrityError(
+                f"{folder / CONFIG} states another input than its source has: found {config.input}, expected {fields}. "
+                "Make the folder again."
+            )
         try:
             report = _prove(folder, config, source, progress)
         except ValidationError as error:
@@ -390,9 +428,15 @@ def validate_folder(
 
 def _request_of(folder: Path, config: FolderConfig, weights: Path | None) -> Request:
     """The request that a folder was made by."""
-    made = dict(config.inflation or {})
-    own = {name: made[name] for name in Options.__dataclass_fields__ if name in made}
-    source = images.get(made["source"]) if made.get("source") else None
-    if weights is None and made.get("random_init") is None and config.release is None:
+    try:
+        made = dict(config.inflation or {})
+        own = {name: made[name] for name in Options.__dataclass_fields__}
+        source = images.get(made["source"]) if made["source"] else None
+        family, seed = str(made["source_family"]), made["random_init"]
+        if seed is not None and (not isinstance(seed, int) or seed < 0):
+            raise ValueError(f"random_init {seed!r}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError(f"{folder / CONFIG} lacks or misnames {error}. Make the folder again.") from error
+    if weights is None and seed is None and config.release is None:
         raise UsageError(f"{folder} was made of a file outside the catalog; give it with --weights.")
-    return Request(source, weights, made.get("random_init"), Options(**own), folder.parent)
+    return Request(source, family, weights, seed, Options(**own), folder.parent)

@@ -25,6 +25,8 @@ _KERNEL = "conv.weight"
 _NORMS = ("bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")
 # By how much of the kernel's norm a low-rank fit may be worse than the best, since its halves are rounded.
 _FIT_SLACK = 0.01
+# By how many ulp of what lifts its planes its mean may be off, for the same reason.
+_LIFT_ULPS = 8
 
 
 Found = tuple[KernelResult, tuple[PlaneResult, ...], dict[str, Values]]
@@ -244,7 +246,7 @@ class _Check:
         kernel, (flat, averaged) = self.written[name], self._kernel(step)
         length = kernel.shape[2]
         self._steps(name, kernel, 0)
-        self._near(name, kernel.sum(axis=2), flat, length if length > 1 or averaged else 0)
+        self._near(name, kernel.sum(axis=2), flat, length if (self.mean and length > 1) or averaged else 0)
 
     def _steps(self, name: str, kernel: Values, slack: int) -> None:
         """All steps in time are alike to within `slack` ulp, or all but the middle one are zero."""
@@ -270,9 +272,12 @@ class _Check:
             self.worst = max(self.worst, worst)
 
     def _identity_norm(self, unit: str) -> None:
-        """A batch norm that changes nothing, to within what the dtype can hold."""
+        """A batch norm that changes nothing, to within the ulp of 1."""
         scale = self.written[f"{unit}.bn.weight"] / np.sqrt(self.written[f"{unit}.bn.running_var"] + self.epsilon)
-        self.identity = max(self.identity, float(np.abs(scale - 1).max()))
+        error = float(np.abs(scale - 1).max())
+        if not error <= ulp(np.ones(1), self.dtype)[0]:
+            self._wrong(f"{unit}.bn", f"it should change nothing, and scales by what is off 1 by {error:.1g}")
+        self.identity = max(self.identity, error)
         self.counts["identity"] += 1
 
     def _separable(self, unit: str) -> None:
@@ -361,14 +366,24 @@ class _Check:
             self._wrong(f"{unit}.temporal.{_KERNEL}", f"off the 2D kernel by {error:.1%}; {best:.1%} is possible")
         mean, lift = (self.written[f"{unit}.spatial.bn.{last}"] for last in ("running_mean", "bias"))
         shift = lift - mean
-        behind = self.written[f"{unit}.temporal.bn.running_mean"]
+        mean_of_fit = self.written[f"{unit}.temporal.bn.running_mean"] - taps @ shift
+        self._fitted_mean(unit, taps, mean_of_fit, lift)
         kernel_from, mean_from = (stored for stored, _, _ in self.steps[f"{unit}.spatial.bn.running_mean"].sources[:2])
         prefix, space = self.planned.source.prefix, self.steps[f"{unit}.spatial.{_KERNEL}"].tensor.shape
         fit = (taps @ planes).reshape(len(matrix), space[1], *space[3:])
         self.fits[kernel_from.key.removeprefix(prefix)] = relayout(fit, "OIHW", kernel_from.layout)
-        self.fits[mean_from.key.removeprefix(prefix)] = behind - taps @ shift
+        self.fits[mean_from.key.removeprefix(prefix)] = mean_of_fit
         ends = (float(shift.min()), float(shift.max()))
         self._note(unit, "approximate", matrix, planes, error=error, shift=ends, lifted=len(planes))
+
+    def _fitted_mean(self, unit: str, taps: Values, found: Values, lift: Values) -> None:
+        """The fit leaves out of the mean what it leaves out of the kernel, but for the rounding of the lift."""
+        step = self.steps[f"{unit}.spatial.bn.running_mean"]
+        _, mean, *biases = (self._flat(step, index) for index in range(len(step.sources)))
+        bias, span = biases[0] if biases else 0.0, np.linalg.qr(taps)[0]
+        off = np.abs(found - bias - span @ (span.T @ (mean - bias)))
+        if not bool((off <= _LIFT_ULPS * ulp(lift.max(), self.dtype)).all()):
+            self._wrong(f"{unit}.temporal.bn.running_mean", f"off the mean of the fit by {float(off.max()):.2g}")
 
     def _note(
         self,

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 
 from vidweights.errors import UsageError
 from vidweights.families.base import Family, ShapeOf, Tensor
-from vidweights.families.units import Pool, Unit, unit_tensors
+from vidweights.families.units import Pool, Unit, is_count, unit_tensors
 
 Padding = Literal["same", "symmetric"]
 TimePadding = Literal["replicate", "zero"]
@@ -60,8 +60,6 @@ def _separated(unit: Unit, separable: bool) -> Unit:
 Layer = Unit | Pool | Mixed
 
 STEM_CHANNELS = 64
-# Above any network; a configuration from a file must not make one that fills the memory.
-_MOST = 1 << 20
 
 _LAYERS: tuple[Layer, ...] = (
     Unit("Conv3d_1a_7x7", STEM_CHANNELS, (7, 7, 7), (2, 2, 2)),
@@ -107,10 +105,9 @@ class InceptionConfig:
     separable: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        counts = (self.in_channels, self.num_classes)
-        whole = all(type(count) is int and 0 <= count < _MOST for count in counts)
         stem = self.depth_multiplier * STEM_CHANNELS if isinstance(self.depth_multiplier, int | float) else 0
-        sound = whole and self.in_channels and 1 <= stem < _MOST and stem == int(stem)
+        sound = is_count(self.in_channels, 1) and is_count(self.num_classes)
+        sound = sound and stem % 1 == 0 and is_count(int(stem), 1)
         if not sound or self.padding not in ("same", "symmetric"):
             raise UsageError(
                 f"{self}: expected in_channels >= 1, num_classes >= 0 (0 leaves the head out), a "

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from vidweights.errors import UsageError
 from vidweights.families.base import Family, ShapeOf, Tensor
-from vidweights.families.units import Unit, unit_tensors, without_time
+from vidweights.families.units import Unit, is_count, unit_tensors, without_time
 
 # Blocks in conv2_x to conv5_x.
 DEPTHS: dict[int, tuple[int, int, int, int]] = {
@@ -25,7 +25,6 @@ DEPTHS: dict[int, tuple[int, int, int, int]] = {
 _BOTTLENECK_FROM = 50
 _EXPANSION = 4
 STEM, HEAD = "stem", "fc"
-_MOST = 1 << 20
 
 StrideOn = Literal["3x3", "1x1", "last"]
 PoolPadding = Literal["symmetric", "same"]
@@ -57,9 +56,9 @@ class ResNetConfig:
     pool_padding: PoolPadding = "symmetric"
 
     def __post_init__(self) -> None:
-        counts = (self.in_channels, self.num_classes, self.width)
-        sound = self.depth in DEPTHS and all(type(n) is int and 0 <= n < _MOST for n in counts)
-        sound = sound and self.in_channels > 0 and self.width > 0 and 0 < self.batch_norm_epsilon < 1
+        sound = self.depth in DEPTHS and is_count(self.in_channels, 1) and is_count(self.width, 1)
+        sound = sound and is_count(self.num_classes) and type(self.conv_bias) is bool
+        sound = sound and 0 < self.batch_norm_epsilon < 1
         sound = sound and self.stride_on in ("3x3", "1x1", "last") and self.pool_padding in ("symmetric", "same")
         if not sound or (self.stride_on != "3x3" and not self.bottleneck):
             raise UsageError(

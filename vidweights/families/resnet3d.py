@@ -1,9 +1,10 @@
 """3D ResNets: a 2D ResNet with time added, in the forms that people use.
 
 Sources: `i3d-resnet` inflates every kernel and strides time as space (the rule of Carreira and Zisserman, arXiv
-1705.07750, on a ResNet; hassony2/inflated_convnets_pytorch does it with a stem of 3 frames); `i3d-resnet-nl` is
-`obtain_arc` of facebookresearch/video-nonlocal-net@c253ed5:lib/models/resnet_video.py; the others are those of Tran et
-al., "A Closer Look at Spatiotemporal Convolutions for Action Recognition" (arXiv 1711.11248, section 3, table 1).
+1705.07750, on a ResNet; hassony2/inflated_convnets_pytorch has a stem 3 frames long and of stride 1 in time);
+`i3d-resnet-nl` is `obtain_arc` of facebookresearch/video-nonlocal-net@c253ed5:lib/models/resnet_video.py; the others
+are those of Tran et al., "A Closer Look at Spatiotemporal Convolutions for Action Recognition" (arXiv 1711.11248,
+section 3, table 1).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from vidweights.errors import UsageError
 from vidweights.families import resnet
 from vidweights.families.base import Family, ShapeOf, Tensor
 from vidweights.families.resnet import HEAD, STEM, Block, Conv, ResNetConfig, blocks, head_tensors
-from vidweights.families.units import Pool, Unit, unit_tensors
+from vidweights.families.units import Pool, Unit, is_count, unit_tensors
 
 TimePadding = Literal["replicate", "zero"]
 Planes = Literal["conv", "block"]
@@ -82,7 +83,8 @@ class ResNet3DConfig(ResNetConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         sound = self.variant in VARIANTS and self.time_padding in ("replicate", "zero")
-        sound = sound and self.planes in ("conv", "block") and (self.stem_planes is None or self.stem_planes > 0)
+        sound = sound and type(self.stem_pool) is bool and self.planes in ("conv", "block")
+        sound = sound and (self.stem_planes is None or is_count(self.stem_planes, 1))
         if not sound:
             raise UsageError(
                 f"{self}: expected a variant of {', '.join(VARIANTS)}, time_padding 'replicate' or 'zero', "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from vidweights.families.base import Tensor
 
@@ -51,6 +52,14 @@ class Pool:
     name: str
     kernel: Triple
     stride: Triple
+
+
+def is_count(value: Any, least: int = 0) -> bool:
+    """Whether a value, which may be from a file, is a number of channels or classes that a network can have.
+
+    It is below a million, above any network: a configuration must not make one that fills the memory.
+    """
+    return type(value) is int and least <= value < 1 << 20
 
 
 def unit_tensors(prefix: str, unit: Unit, in_channels: int) -> Iterator[Tensor]:

@@ -74,7 +74,7 @@ class Table:
         with reported_as_damage(path):
             _, at = _handle(self._data, len(self._data) - _FOOTER)  # the filters, which TensorFlow leaves empty
             index, _ = _handle(self._data, at)
-            pairs = [(key, _handle(value, 0)[0]) for key, value in _pairs(self._block(index))]
+            pairs = [(key, _handle(value, 0)[0]) for key, value in _bounded(_pairs(self._block(index)))]
         self._last_keys = [key for key, _ in pairs]  # or a key between the block and the next
         self._handles = [handle for _, handle in pairs]
 
@@ -119,17 +119,24 @@ def read(path: Path) -> dict[bytes, bytes]:
     if size > _MAX_FILE:
         raise FormatError(f"{path} has {size:,} bytes; an index of a checkpoint has at most {_MAX_FILE:,}.")
     pairs: dict[bytes, bytes] = {}
-    expanded, last = 0, None
+    last = None
     with reported_as_damage(path):
-        for key, value in Table(path):
-            expanded += len(key)
+        for key, value in _bounded(Table(path)):
             if last is not None and key <= last:
                 raise ValueError("its keys are not in order")
-            if expanded > _MAX_KEYS:
-                raise ValueError(f"its keys have more than {_MAX_KEYS:,} bytes")
             pairs[key] = bytes(value)
             last = key
     return pairs
+
+
+def _bounded(pairs: Iterable[tuple[bytes, memoryview]]) -> Iterator[tuple[bytes, memoryview]]:
+    """The same pairs, whose keys are to be held: each may share all of a long one, so few bytes can make many."""
+    expanded = 0
+    for key, value in pairs:
+        expanded += len(key)
+        if expanded > _MAX_KEYS:
+            raise ValueError(f"its keys have more than {_MAX_KEYS:,} bytes")
+        yield key, value
 
 
 def _handle(data: memoryview, at: int) -> tuple[Handle, int]:

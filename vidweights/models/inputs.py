@@ -25,7 +25,8 @@ def check_clip(x: Tensor, dtype: torch.dtype, channels: int, values: str = " in 
         raise InputError(f"the clip is a {type(x).__name__}, not a torch.Tensor; {expected}")
     shape = tuple(x.shape)
     if not x.is_floating_point():
-        advice = "Scale 8-bit frames with x / 127.5 - 1, or use vidweights.clips.ClipTransform."
+        scale = "with x / 127.5 - 1" if values else "as the weights' config.json states"
+        advice = f"Scale 8-bit frames {scale}, or use vidweights.clips.ClipTransform."
         raise InputError(f"the clip is {_name(x.dtype)}; {expected}. {advice}")
     if x.ndim != 5:
         advice = " Add the batch axis with x[None]." if x.ndim == 4 and shape[0] == channels else ""

@@ -1,4 +1,7 @@
-"""The tensors of a source file, read by the source's own library under the source's own names."""
+"""The tensors of a source file, read by the source's own library under the source's own names.
+
+Where TensorFlow is not installed, its checkpoints are read by `vidweights.formats`, whose checksums are the file's own.
+"""
 
 from __future__ import annotations
 
