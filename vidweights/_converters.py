@@ -129,9 +129,9 @@ def validate(
         ValidationError: the weights do not compute what the release computes.
         UnavailableError: the source, or a framework to run it in, is not there.
     """
-    from vidweights_converters import port as porting
+    from vidweights_converters import revalidate
 
-    report: Mapping[str, Any] = porting.validate_folder(
+    report: Mapping[str, Any] = revalidate.validate_folder(
         Path(folder),
         Path(weights) if weights is not None else None,
         Path(clip) if clip is not None else None,

@@ -8,8 +8,7 @@ import click
 
 from vidweights.errors import ValidationError
 from vidweights_cli.output import clip_option, console, json_option, print_json, progress_bar
-from vidweights_converters import equality_report, report
-from vidweights_converters import port as porting
+from vidweights_converters import equality_report, report, revalidate
 from vidweights_converters.equality_report import EqualityReport
 from vidweights_converters.report import Report
 
@@ -30,7 +29,7 @@ def command(folder: Path, weights: Path | None, clip: Path | None, as_json: bool
     """
     try:
         with progress_bar() as progress:
-            found = porting.validate_folder(folder, weights, clip, progress)
+            found = revalidate.validate_folder(folder, weights, clip, progress)
     except ValidationError as error:
         _show(error.report, as_json)
         raise

@@ -21,7 +21,6 @@ from vidweights.errors import (
     PlanError,
     UnavailableError,
     UsageError,
-    ValidationError,
 )
 from vidweights.files import md5_of, refuse_existing, sha256_of, staged_folder
 from vidweights.folder import CONFIG, LABELS, VALIDATION, FolderConfig, SourceRecord, write_json
@@ -389,19 +388,10 @@ def _prove(folder: Path, config: FolderConfig, source: Opened, progress: Progres
     return prove(folder, config, source.plan, source.checkpoint, references, absents, progress=progress)
 
 
-def validate_folder(
-    folder: Path, config: FolderConfig, weights: Path | None = None, progress: Progress = silent
+def prove_again(
+    folder: Path, config: FolderConfig, weights: Path | None, progress: Progress = silent
 ) -> EqualityReport:
-    """Prove an inflated folder again, and renew its report and its card, whatever the outcome.
-
-    Args:
-        folder: the folder, and `config` its configuration.
-        weights: the 2D file that it was made of; looked for as `inflate` does if not given.
-
-    Raises:
-        ValidationError: something does not hold.
-        UsageError: it was made of a person's own file, which must then be given.
-    """
+    """Prove an inflated folder once more; see `vidweights_converters.revalidate`."""
     _require_torch()
     wanted = _request_of(folder, config, weights)
     with opened(wanted, progress) as source:
@@ -416,14 +406,7 @@ def validate_folder(
                 f"{folder / CONFIG} states another input than its source has: found {config.input}, expected {fields}. "
                 "Make the folder again."
             )
-        try:
-            report = _prove(folder, config, source, progress)
-        except ValidationError as error:
-            with suppress(OutputError):  # the failure itself is what has to be told
-                port.record(folder, config, error.report)
-            raise
-    port.record(folder, config, report)
-    return report
+        return _prove(folder, config, source, progress)
 
 
 def _request_of(folder: Path, config: FolderConfig, weights: Path | None) -> Request:

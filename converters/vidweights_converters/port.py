@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,22 +22,17 @@ from vidweights.errors import (
     PlanError,
     UnavailableError,
     UsageError,
-    ValidationError,
     VidweightsError,
 )
 from vidweights.families import FAMILIES
-from vidweights.files import git_blob_id_of, refuse_existing, replace_text, sha256_of, staged_folder
+from vidweights.files import git_blob_id_of, refuse_existing, sha256_of, staged_folder
 from vidweights.folder import (
-    CARD,
     CONFIG,
     LABELS,
     VALIDATION,
     FolderConfig,
     SourceRecord,
-    json_text,
     provenance,
-    read_config,
-    verify_files,
     write_json,
 )
 from vidweights.formats.base import Checkpoint, TensorInfo, Writer
@@ -48,7 +43,6 @@ from vidweights.run import stream
 from vidweights_converters import card
 
 if TYPE_CHECKING:
-    from vidweights_converters.equality_report import EqualityReport
     from vidweights_converters.report import Report
 
 # The container that a framework's users expect.
@@ -363,32 +357,10 @@ class _Proof:
             return validate(folder, config, self.selection, self.checkpoint, planned, progress=progress, clip=self.clip)
 
 
-def validate_folder(
-    folder: Path, weights: Path | None = None, clip: Path | None = None, progress: Progress = silent
-) -> Report | EqualityReport:
-    """Validate a finished folder again, and renew its report and its card, whatever the outcome.
-
-    Args:
-        folder: the folder, or the name of a release that is on this machine.
-        weights: the source; looked for as `port` does if not given.
-        clip: a real clip to use beside the seeded ones; see `vidweights.clips.read_clip`.
-
-    Raises:
-        ValidationError: the weights do not compute what the release computes.
-        UsageError: `folder` is not there, or was made from a person's own file, which must then be given.
-    """
-    if not folder.is_dir() and (home.weights_folder(str(folder)) / CONFIG).is_file():
-        folder = home.weights_folder(str(folder))
-    if not folder.is_dir():
-        raise UsageError(f"{folder} is no folder; expected one that `vidweights port` wrote, or a release's name.")
-    config = read_config(folder)
-    verify_files(folder, config)
-    if config.inflation is not None:
-        if clip is not None:
-            raise UsageError("--clip is for ports; an inflated network is proved on images of its own.")
-        from vidweights_converters import inflate
-
-        return inflate.validate_folder(folder, config, weights, progress)
+def prove_again(
+    folder: Path, config: FolderConfig, weights: Path | None, clip: Path | None, progress: Progress = silent
+) -> Report:
+    """Validate a ported folder once more; see `vidweights_converters.revalidate`."""
     release = catalog.get(config.name) if config.release else None
     if release is None and weights is None:
         raise UsageError(f"{folder} was made from a checkpoint outside the catalog; give it with --weights.")
@@ -396,14 +368,7 @@ def validate_folder(
     with opened(request, progress) as (_, checkpoint, planned):
         if release is None:
             _check_source(folder, config, checkpoint)
-        try:
-            report = _Proof(request, checkpoint, planned).run(folder, config, planned, progress)
-        except ValidationError as error:
-            with suppress(OutputError):  # the failure itself is what has to be told
-                record(folder, config, error.report)
-            raise
-    record(folder, config, report)
-    return report
+        return _Proof(request, checkpoint, planned).run(folder, config, planned, progress)
 
 
 def _check_source(folder: Path, config: FolderConfig, checkpoint: Checkpoint) -> None:
@@ -414,13 +379,6 @@ def _check_source(folder: Path, config: FolderConfig, checkpoint: Checkpoint) ->
             f"{checkpoint.path} is not what {folder} was made from: found SHA-256 {', '.join(found.values())}, "
             f"expected {', '.join(config.source.files.values())}. Give the file that was ported."
         )
-
-
-def record(folder: Path, config: FolderConfig, report: Report | EqualityReport) -> None:
-    """Put a report and the card that tells of it into a finished folder; each file is replaced in one step."""
-    renewed = {VALIDATION: json_text(report.to_json()), CARD: card.render(config, report.to_json())}
-    for name, text in renewed.items():
-        replace_text(folder / name, text)
 
 
 def port_all(wanted: Sequence[Request], progress: Progress = silent) -> tuple[Outcome, ...]:
