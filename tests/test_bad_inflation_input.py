@@ -25,6 +25,7 @@ from vidweights.families.resnet import ResNetConfig
 from vidweights.layout import Array
 from vidweights_cli import main as cli
 from vidweights_converters import inflate as inflating
+from vidweights_converters import port as porting
 from vidweights_converters import revalidate
 
 NARROW = ResNetConfig(depth=18, width=8)
