@@ -123,6 +123,26 @@ def test_the_non_local_line_inflates_the_first_kernel_of_alternating_blocks() ->
     assert kernels(ResNet3DConfig(50, variant="i3d-resnet-nl")) == [[1 + 2 * n for n in group] for group in arc]
 
 
+@pytest.mark.parametrize(
+    ("variant", "stem", "every_3x3"),
+    [
+        ("i3d-resnet", 7, 3),
+        ("i3d-resnet-nl", 5, 1),
+        ("r3d", 3, 3),
+        ("mc3", 3, None),
+        ("rmc3", 1, None),
+        ("f-r2d", 1, 1),
+    ],
+)
+def test_how_long_the_kernels_of_a_variant_are_in_time(variant: str, stem: int, every_3x3: int | None) -> None:
+    """Their sources are named in `vidweights.families.resnet3d`; the mixed ones have both lengths."""
+    shapes = [t.shape for t in FAMILIES["resnet3d"].tensors(ResNet3DConfig(50, variant=variant)) if t.layout == "OIDHW"]
+    assert shapes[0][2:] == (stem, 7, 7)
+    assert {shape[2] for shape in shapes if shape[3] == 3} == ({every_3x3} if every_3x3 else {1, 3})
+    alone = {shape[2] for shape in shapes if shape[3] == 1}
+    assert alone == ({1, 3} if variant == "i3d-resnet-nl" else {1})
+
+
 @pytest.mark.parametrize("x", [2, 3, 4, 5])
 def test_mixed_convolutions_are_3d_below_the_group_and_the_reversed_ones_from_it_on(x: int) -> None:
     below = [[3 if group < x else 1] * 2 for group in (2, 3, 4, 5)]
