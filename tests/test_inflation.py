@@ -99,6 +99,15 @@ def test_the_folder_says_what_it_was_made_of_and_loads(source: Path, tmp_path: P
     assert model(torch.randn(1, 3, 8, 64, 64)).shape == (1, 7)
 
 
+@pytest.mark.parametrize("given", ["folder", "file"])
+def test_a_port_of_an_inflated_folder_keeps_what_no_tensor_tells(source: Path, tmp_path: Path, given: str) -> None:
+    made = inflate(source, tmp_path, time_padding="zero", stem_pool=False)
+    weights = made if given == "folder" else made / "model.safetensors"
+    ported = vidweights.port("resnet3d", weights=weights, out=tmp_path / "out", format="torch", validate=False)
+    config = folder.read_config(next(iter(ported.values()))).config
+    assert (config.time_padding, config.stem_pool) == ("zero", False)
+
+
 def test_a_network_that_was_inflated_here_loads_by_its_name(source: Path) -> None:
     pytest.importorskip("torch")
     made = vidweights.inflate("resnet", weights=source, validate=False, into="r3d", method="center")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,16 @@ def read_config(folder: Path) -> FolderConfig:
             "It is not from a source to trust."
         )
     return read
+
+
+def folder_of(path: Path) -> Path | None:
+    """The finished folder that a path is, or whose weights file it is: its `config.json` has what no tensor tells."""
+    if (path / CONFIG).is_file():
+        return path
+    with suppress(FormatError):  # another program's config.json
+        if path.is_file() and read_config(path.parent).main == path.name:
+            return path.parent
+    return None
 
 
 def verify_files(folder: Path, config: FolderConfig) -> None:

@@ -185,7 +185,7 @@ def _path(source: str | Path) -> Path:
     path = home.expanded(source)
     with suppress(OSError):  # a name that is too long, say
         if path.name and (path.exists() or path.with_name(path.name + ".index").exists()):
-            return _folder_of(path)
+            return folder.folder_of(path) or path
     if str(source) in images.names():
         raise _flat(str(source))
     raise UsageError(
@@ -198,14 +198,6 @@ def _flat(name: str) -> UsageError:
     return UsageError(
         f"{name} is the name of 2D weights, not of a video network. To make one of them: vidweights inflate {name}"
     )
-
-
-def _folder_of(path: Path) -> Path:
-    """The finished folder of which a file is the weights, since its `config.json` has what no tensor tells."""
-    with suppress(FormatError):  # another program's config.json
-        if path.is_file() and folder.read_config(path.parent).main == path.name:
-            return path.parent
-    return path
 
 
 def _checkpoint_path(path: Path) -> Path:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vidweights import catalog, dialects, formats, home, identity, plan, sources
 from vidweights.catalog import Release
@@ -32,7 +32,9 @@ from vidweights.folder import (
     VALIDATION,
     FolderConfig,
     SourceRecord,
+    folder_of,
     provenance,
+    read_config,
     write_json,
 )
 from vidweights.formats.base import Checkpoint, TensorInfo, Writer
@@ -179,12 +181,17 @@ def opened(request: Request, progress: Progress = silent) -> Iterator[tuple[sour
         source = sources.Source(request.weights, f"--weights {request.weights}")
     with formats.open_checkpoint(source.path) as checkpoint:
         release = request.release
-        planned = plan.make(
-            checkpoint.tensors, request.target, config=release.config if release else None, name=str(source.path)
-        )
+        config = release.config if release else _own_config(source.path)
+        planned = plan.make(checkpoint.tensors, request.target, config=config, name=str(source.path))
         if release is not None:
             _check_identity(checkpoint, recognise(checkpoint.tensors), release, source.path)
         yield source, checkpoint, planned
+
+
+def _own_config(path: Path) -> Any:
+    """The configuration of a folder that vidweights made, which tells more than its tensors; None for other files."""
+    folder = folder_of(path)
+    return read_config(folder).config if folder else None
 
 
 def _check_identity(checkpoint: Checkpoint, found: Recognition, release: Release, path: Path) -> None:

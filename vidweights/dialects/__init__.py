@@ -42,7 +42,7 @@ def native(family: str) -> Dialect:
         raise PlanError(
             f"this is a 2D network (family {family}), and vidweights has models of video networks only",
             {},
-            "To make a 3D network of it: vidweights inflate --weights FILE",
+            f"To make a 3D network of it: vidweights inflate {family} --weights FILE",
         )
     return get(f"vidweights-{family}")
 
