@@ -63,9 +63,10 @@ def of_torchvision(name: str, folder: Path) -> Path:
 
 def of_timm(name: str, folder: Path) -> Path:
     """A safetensors file of timm's own module."""
-    import timm
+    from torchvision_cpu import torchvision  # noqa: F401  (timm imports it, which works once this has)
+
+    import timm  # isort: skip
     from safetensors.torch import save_file
-    from torchvision_cpu import torchvision  # noqa: F401  (timm imports it)
 
     path = folder / "model.safetensors"
     save_file(calibrate(timm.create_model(name.removeprefix("timm-"), pretrained=False)).state_dict(), path)

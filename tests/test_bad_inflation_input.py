@@ -222,7 +222,15 @@ def test_an_interrupt_while_torch_is_imported_waits_for_its_end(tmp_path: Path) 
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     command = [sys.executable, str(tmp_path / "run.py")]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+    # A job in the background of a shell inherits that the signal is ignored.
+    with subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    ) as run:
         assert run.stdout is not None
         assert run.stdout.readline() == "importing\n"
         run.send_signal(signal.SIGINT)

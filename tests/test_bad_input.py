@@ -357,7 +357,13 @@ def test_a_failure_with_overwrite_leaves_the_existing_output_whole(tmp_path: Pat
 
 def _process(arguments: list[object], prepare: Callable[[], None] | None = None) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "vidweights_cli", *map(str, arguments)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=prepare)  # noqa: PLW1509
+
+    def start() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a job in the background of a shell inherits that it is ignored
+        if prepare is not None:
+            prepare()
+
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=start)  # noqa: PLW1509
 
 
 def test_a_disk_that_is_full_is_one_message_and_no_partial_file(tmp_path: Path) -> None:
