@@ -72,7 +72,7 @@ def test_every_2d_tensor_is_used_and_every_3d_tensor_is_made_once(name: str, int
     planned = inflation.make(source.tensors, Options(into=into, method=method))
     made = [key for key, _ in inflation.stream(planned, source)]
     assert Counter(made) == Counter(t.name for t in planned.family.tensors(planned.config))
-    used = Counter(stored.key for step in planned.steps for stored, _, _ in step.sources)
+    used = Counter(stored.key for step in planned.steps for stored, _ in step.sources)
     assert set(used) == set(source.tensors)
     if into not in ("r2plus1d", "s3d"):
         assert set(used.values()) == {1}
@@ -355,5 +355,5 @@ def test_the_3d_kernel_is_not_larger_than_the_source_by_the_time_steps() -> None
     rules = {step.tensor.name: step for step in planned.steps if isinstance(step.rule, Inflate)}
     for name, array in inflation.stream(planned, source):
         if name in rules:
-            ((kernel, _, _),) = rules[name].sources
+            ((kernel, _),) = rules[name].sources
             assert np.allclose(array.sum(axis=2, dtype=np.float64), source.read(kernel.key), rtol=1e-6)

@@ -6,8 +6,6 @@ tensor is made exactly once.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +19,7 @@ from vidweights.dialects.base import Constant as Absent
 from vidweights.dialects.base import Dialect, Stored
 from vidweights.dtypes import DTYPES, narrowed, not_finite, widened
 from vidweights.errors import PlanError, UsageError
-from vidweights.families import FAMILIES
+from vidweights.families import FAMILIES, i3d, resnet
 from vidweights.families.base import Family, Tensor
 from vidweights.families.resnet3d import VARIANTS
 from vidweights.formats.base import Checkpoint, TensorInfo
@@ -57,7 +55,7 @@ DEFAULT_TARGETS = {"resnet": "i3d-resnet", "inception": "i3d"}
 METHODS: tuple[Method, ...] = ("mean", "center", "exact")
 # The dtypes in which rules compute; a tensor of another is widened, and rounded back.
 _COMPUTED = ("float32", "float64")
-HEADS = {"fc.weight", "fc.bias", "Logits.weight", "Logits.bias"}
+HEADS = {f"{head}.{last}" for head in (i3d.HEAD, resnet.HEAD) for last in ("weight", "bias")}
 
 
 @dataclass(frozen=True)
@@ -96,17 +94,22 @@ class Options:
 
 @dataclass(frozen=True)
 class Step:
-    """One 3D tensor: the 2D tensors that it is made of, as they are stored, with their dtypes, and by which rule."""
+    """One 3D tensor: the 2D tensors that it is made of, and by which rule; all are of one dtype."""
 
     tensor: Tensor
     dtype: str
-    sources: tuple[tuple[Stored, str, str], ...]  # where it is stored, its canonical layout, its dtype
+    sources: tuple[tuple[Stored, str], ...]  # where it is stored, and its canonical layout
     rule: Rule
+
+    @property
+    def info(self) -> TensorInfo:
+        """The tensor as it is written."""
+        return TensorInfo(self.tensor.name, self.tensor.shape, self.dtype)
 
     @property
     def nbytes(self) -> int:
         """The number of bytes of the tensor in memory."""
-        return TensorInfo(self.tensor.name, self.tensor.shape, self.dtype).nbytes
+        return self.info.nbytes
 
     def to_json(self) -> dict[str, Any]:
         """The step as JSON values."""
@@ -114,7 +117,7 @@ class Step:
             "tensor": self.tensor.name,
             "shape": list(self.tensor.shape),
             "dtype": self.dtype,
-            "sources": [stored.key for stored, _, _ in self.sources],
+            "sources": [stored.key for stored, _ in self.sources],
             **self.rule.to_json(),
         }
 
@@ -144,7 +147,7 @@ class Inflation:
     @property
     def outputs(self) -> tuple[TensorInfo, ...]:
         """The tensors that are written, in order."""
-        return tuple(TensorInfo(step.tensor.name, step.tensor.shape, step.dtype) for step in self.steps)
+        return tuple(step.info for step in self.steps)
 
     @property
     def parameters(self) -> int:
@@ -175,17 +178,23 @@ class Inflation:
     @property
     def sha256(self) -> str:
         """The SHA-256 of the plan's JSON: two runs with the same hash did the same."""
-        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+        return plan.digest(self.to_json())
 
 
 def make(
-    infos: Mapping[str, TensorInfo], options: Options, *, config: Any = None, name: str = "the checkpoint"
+    infos: Mapping[str, TensorInfo],
+    options: Options,
+    *,
+    found: Recognition | None = None,
+    config: Any = None,
+    name: str = "the checkpoint",
 ) -> Inflation:
     """Plan the inflation of a 2D checkpoint.
 
     Args:
         infos: names, shapes and dtypes of the source.
         options: what is wanted.
+        found: what the source was recognised as, by a caller who had to know.
         config: the 2D configuration that was declared; the file's own if not given.
         name: how messages call the source.
 
@@ -193,7 +202,7 @@ def make(
         PlanError: no known 2D network, another one than was declared, or tensors missing, unexpected or misshapen.
         UsageError: options that this network cannot have.
     """
-    found = recognise(infos)
+    found = found or recognise(infos)
     if found.dialect.family.name in _FLAT:
         raise PlanError(
             f"{name} is a 3D network already (family {found.dialect.family.name}, {found.dialect.name})",
@@ -267,7 +276,7 @@ def _check_use(
     places: Mapping[str, tuple[Stored, str]], steps: tuple[Step, ...], left: tuple[tuple[str, str], ...]
 ) -> None:
     """Every 2D tensor is used, or left for a reason."""
-    used = {stored.key for step in steps for stored, _, _ in step.sources} | {key for key, _ in left}
+    used = {stored.key for step in steps for stored, _ in step.sources} | {key for key, _ in left}
     unused = [stored.key for stored, _ in places.values() if stored.key not in used]
     if unused:
         raise PlanError("tensors of the source have no place in the target", {"unused": unused})
@@ -290,7 +299,7 @@ class _Maker:
         self.tensors = {tensor.name: tensor for tensor in family.tensors(config)}
 
     def step(self, tensor: Tensor) -> Step:
-        unit, half, last = _split(tensor.name)
+        unit, half, last = split(tensor.name)
         if tensor.name in HEADS:
             return self._head(tensor)
         if half == "":
@@ -300,15 +309,13 @@ class _Maker:
         return self._make(tensor, rule, [f"{unit}.{need}" for need in needs])
 
     def _make(self, tensor: Tensor, rule: Rule, names: list[str]) -> Step:
-        stored = [(*self.places[name], self.dtype) for name in names if name in self.places]
-        return Step(tensor, self.dtype, tuple(stored), rule)
+        return Step(tensor, self.dtype, tuple(self.places[name] for name in names if name in self.places), rule)
 
     def _head(self, tensor: Tensor) -> Step:
         if self.options.num_classes is not None:
             fan_in = self.tensors[tensor.name.replace("bias", "weight")].shape[1]
             return Step(tensor, self.dtype, (), Draw(tensor.name, tensor.shape, fan_in**-0.5, self.options.seed))
-        flat = 2 if tensor.layout == "OIDHW" else 0
-        return self._make(tensor, Copy(3 if flat else 0), [tensor.name])
+        return self._make(tensor, Copy(3 if tensor.layout == "OIDHW" else 0), [tensor.name])
 
     def _whole(self, tensor: Tensor, unit: str, last: str) -> Step:
         name = f"{unit}.{last}"
@@ -335,8 +342,7 @@ class _Maker:
 
     def _norm(self, tensor: Tensor, last: str) -> Rule:
         """One vector of a batch norm that changes nothing."""
-        epsilon = getattr(self.config, "batch_norm_epsilon", None) or FAMILIES["i3d"].facts["batch_norm_epsilon"]
-        weight, variance = identity_norm(epsilon, self.dtype)
+        weight, variance = identity_norm(self.config.batch_norm_epsilon, self.dtype)
         values = {"bn.weight": weight, "bn.bias": 0.0, "bn.running_mean": 0.0, "bn.running_var": variance}
         return Constant(tensor.shape[0], values[last])
 
@@ -375,13 +381,14 @@ class _Maker:
         return Copy(), (last,)
 
 
-def _split(name: str) -> tuple[str, str, str]:
+def split(name: str) -> tuple[str, str, str]:
     """`layer1.0.conv1.spatial.bn.bias` -> (`layer1.0.conv1`, `spatial`, `bn.bias`); whole units have no half."""
-    unit, part, last = name.rsplit(".", 2) if name.count(".") > 1 else ("", "", name)
     for half in ("spatial", "temporal"):
-        if unit.endswith(f".{half}"):
-            return unit.removesuffix(f".{half}"), half, f"{part}.{last}"
-    return unit, "", f"{part}.{last}"
+        unit, found, last = name.partition(f".{half}.")
+        if found:
+            return unit, half, last
+    *unit_parts, part, last = name.split(".")
+    return ".".join(unit_parts), "", f"{part}.{last}"
 
 
 def stream(
@@ -407,16 +414,16 @@ def stream(
 
 def _made(step: Step, source: Checkpoint, options: Options, scratch: Scratch | None) -> Array:
     arrays = []
-    for stored, layout, dtype in step.sources:
+    for stored, layout in step.sources:
         array = source.read(stored.key)
-        bad = 0 if options.allow_nan else not_finite(array, dtype)
+        bad = 0 if options.allow_nan else not_finite(array, step.dtype)
         if bad:
             raise PlanError(
                 f"{stored.key} has {bad} of {array.size} elements that are not finite (NaN or infinite)",
                 {},
                 "Nothing was written. Such weights compute nothing; get the file again, or use --allow-nan.",
             )
-        arrays.append(_floats(relayout(array, stored.layout, layout), dtype))
+        arrays.append(_floats(relayout(array, stored.layout, layout), step.dtype))
     out = None
     if scratch is not None and step.dtype in _COMPUTED:
         out = scratch.view(DTYPES[step.dtype].storage).reshape(step.tensor.shape)

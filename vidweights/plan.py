@@ -100,7 +100,12 @@ class Plan:
     @property
     def sha256(self) -> str:
         """The SHA-256 of the plan's JSON: two runs with the same hash did the same."""
-        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+        return digest(self.to_json())
+
+
+def digest(plan: Mapping[str, Any]) -> str:
+    """The SHA-256 of a plan's JSON."""
+    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
 
 
 def make(

@@ -11,7 +11,18 @@ from vidweights import inflation
 from vidweights.errors import UsageError, ValidationError
 from vidweights.inflation import Options
 from vidweights.kernels import Method
-from vidweights_cli.output import console, json_option, megabytes, print_json, printable, progress_bar, table
+from vidweights_cli.output import (
+    console,
+    dry_run_option,
+    json_option,
+    megabytes,
+    no_validate_option,
+    overwrite_option,
+    print_json,
+    printable,
+    progress_bar,
+    table,
+)
 from vidweights_converters import inflate as inflating
 from vidweights_converters.inflate import Outcome, Request
 
@@ -85,9 +96,9 @@ _TARGETS = {
     type=click.Path(path_type=Path, file_okay=False),
     help="Write DIR/SOURCE-TARGET-METHOD; without it the folder goes where vidweights.load finds it by name.",
 )
-@click.option("--no-validate", is_flag=True, help="Do not prove the result; it then counts as unvalidated.")
-@click.option("--overwrite", is_flag=True, help="Replace a folder that exists, once the new one is complete.")
-@click.option("--dry-run", is_flag=True, help="Print the plan, tensor by tensor, and write nothing.")
+@no_validate_option
+@overwrite_option
+@dry_run_option
 @json_option
 def command(
     source: str,
@@ -234,7 +245,7 @@ def _show_plan(outcome: Outcome) -> None:
         rule = " ".join(
             [fields.pop("rule"), *(f"{k}={v}" for k, v in fields.items() if not isinstance(v, dict | tuple))]
         )
-        made_of = ", ".join(stored.key for stored, _, _ in step.sources) or "-"
+        made_of = ", ".join(stored.key for stored, _ in step.sources) or "-"
         rows.append((made_of, rule, step.tensor.name, " x ".join(map(str, step.tensor.shape))))
     table(("2D tensors", "rule", "3D tensor", "shape"), rows)
     for key, reason in planned.left:

@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 
+no_validate_option = click.option(
+    "--no-validate", is_flag=True, help="Do not prove the result; it then counts as unvalidated."
+)
+overwrite_option = click.option(
+    "--overwrite", is_flag=True, help="Replace a folder that exists, once the new one is complete."
+)
+dry_run_option = click.option("--dry-run", is_flag=True, help="Print the plan, tensor by tensor, and write nothing.")
+
 clip_option = click.option(
     "--clip",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),

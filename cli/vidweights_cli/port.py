@@ -9,7 +9,17 @@ from typing import Any
 import click
 
 from vidweights.errors import UnavailableError, UsageError, ValidationError
-from vidweights_cli.output import clip_option, console, json_option, print_json, progress_bar, table
+from vidweights_cli.output import (
+    clip_option,
+    console,
+    dry_run_option,
+    json_option,
+    no_validate_option,
+    overwrite_option,
+    print_json,
+    progress_bar,
+    table,
+)
 from vidweights_converters import port as porting
 from vidweights_converters.port import Outcome, Request
 
@@ -34,9 +44,9 @@ from vidweights_converters.port import Outcome, Request
     type=click.Path(path_type=Path, file_okay=False),
     help="Write DIR/NAME for each checkpoint; without it they go where vidweights.load finds them by name.",
 )
-@click.option("--no-validate", is_flag=True, help="Do not prove the result; it then counts as unvalidated.")
-@click.option("--overwrite", is_flag=True, help="Replace a folder that exists, once the new one is complete.")
-@click.option("--dry-run", is_flag=True, help="Print the plan, tensor by tensor, and write nothing.")
+@no_validate_option
+@overwrite_option
+@dry_run_option
 @clip_option
 @json_option
 def command(

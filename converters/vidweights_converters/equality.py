@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from vidweights import dialects, formats, models, plan
-from vidweights.dtypes import widened
+from vidweights import formats
 from vidweights.errors import ValidationError
 from vidweights.files import sha256_of
 from vidweights.folder import FolderConfig
@@ -25,8 +24,7 @@ from vidweights.formats.base import Checkpoint
 from vidweights.inflation import Inflation
 from vidweights.models.units import BatchNorm
 from vidweights.progress import Progress, silent
-from vidweights.run import stream
-from vidweights_converters import kernel_check, stills
+from vidweights_converters import kernel_check, stills, written
 from vidweights_converters.coverage import coverage
 from vidweights_converters.equality_report import EqualityReport, Promise, ReferenceEquality
 from vidweights_converters.equality_run import Runner, clipped
@@ -122,17 +120,10 @@ class _Proof:
     ) -> None:
         self.config, self.planned, self.source = config, planned, source
         self.progress, self.done, self.total = progress, 0, 1
-        self.written = _read(folder, config)
+        with formats.open_checkpoint(folder / config.main) as file:
+            self.written = written.tensors(file, config)
         self.promise = promise_of(planned)
         self.kind = planned.config.in_channels, planned.source.dialect.name
-
-    def _network(self, dtype: torch.dtype) -> nn.Module:
-        """The 3D network with the values on disk, in evaluation mode."""
-        with torch.device("meta"):
-            network = models.build(self.config.family, self.config.config)
-        tensors = {name: torch.from_numpy(array).to(dtype) for name, array in self.written.items()}
-        network.load_state_dict(tensors, strict=True, assign=True)
-        return network.eval()
 
     def _next(self, what: str) -> None:
         self.progress(what, min(self.done, self.total), self.total)
@@ -141,7 +132,7 @@ class _Proof:
     def run(self, references: Sequence[ImageReference], absents: Sequence[Absent]) -> EqualityReport:
         """Everything that is measured; remarks and failures are still to come."""
         self._next("kernels")
-        network, short = self._network(torch.float64), self._network(torch.float32)
+        network, short = (written.network(self.config, self.written, dtype) for dtype in (torch.float64, torch.float32))
         epsilon = next(module.eps for module in network.modules() if isinstance(module, BatchNorm))
         kernels, planes, fits = kernel_check.check(self.planned, self.source, self.written, epsilon)
         tolerance = max(TOLERANCE, IDENTITIES * kernels.identity_norms * kernels.identity_error)
@@ -201,14 +192,6 @@ class _Proof:
             else:
                 results.append(runner.fault(fault, wanted, tolerance))
         return tuple(results)
-
-
-def _read(folder: Path, config: FolderConfig) -> dict[str, Values]:
-    """The tensors on disk by their canonical names, in float64."""
-    native = dialects.native(config.family)
-    with formats.open_checkpoint(folder / config.main) as written:
-        planned = plan.make(written.tensors, native, config=config.config, name=str(written.path))
-        return {step.target.key: widened(array, step.dtype) for step, array in stream(planned, written) if step.target}
 
 
 def _response(values: Sequence[Values]) -> float:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidweights import dialects, formats, home, image_sources, images, inflation
-from vidweights.dialects import recognise
+from vidweights.dialects import Recognition, recognise
 from vidweights.dialects.base import Dialect
 from vidweights.errors import (
     FormatError,
@@ -171,8 +171,9 @@ def opened(wanted: Request, progress: Progress = silent) -> Iterator[Opened]:
         hasher = ThreadPoolExecutor(1, thread_name_prefix="vidweights-hash")
         with formats.open_checkpoint(path) as checkpoint, hasher:
             hashing = hasher.submit(lambda: {file.name: sha256_of(file) for file in checkpoint.files})
-            declared = _declared(wanted, checkpoint)
-            planned = inflation.make(checkpoint.tensors, wanted.options, config=declared, name=str(path))
+            found = recognise(checkpoint.tensors)
+            declared = _declared(wanted, found, checkpoint.path)
+            planned = inflation.make(checkpoint.tensors, wanted.options, found=found, config=declared, name=str(path))
             yield Opened(wanted, checkpoint, origin, planned, hashing)
 
 
@@ -221,21 +222,19 @@ def _config_of(source: ImageWeights) -> Any:
     return dialect.family.configure(**{**dialect.settings, **depth, "num_classes": source.num_classes})
 
 
-def _declared(wanted: Request, checkpoint: Checkpoint) -> Any:
+def _declared(wanted: Request, found: Recognition, path: Path) -> Any:
     """The configuration that the file must have: what was named, with what the dialect of the file settles.
 
     Raises:
         PlanError: the file holds a network of another family.
     """
-    found = recognise(checkpoint.tensors)
     family = found.dialect.family.name
     if family != wanted.family:
         if family not in _FLAT_FAMILIES:
             return None  # a 3D network, which the plan refuses
         named = wanted.source.name if wanted.source else "what was named"
         raise PlanError(
-            f"{checkpoint.path} holds a network of the family {family} ({found.dialect.name}); "
-            f"{named} is one of {wanted.family}",
+            f"{path} holds a network of the family {family} ({found.dialect.name}); {named} is one of {wanted.family}",
             {},
             f"Give the file that was meant, or name what this one is: vidweights inflate {family} --weights FILE",
         )

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vidweights.dtypes import DTYPES, narrowed, widened
 from vidweights.formats.base import Checkpoint
-from vidweights.inflation import HEADS, Inflation, Step
+from vidweights.inflation import HEADS, Inflation, Step, split
 from vidweights.layout import relayout
 from vidweights_converters.equality_report import KernelResult, PlaneResult
 
@@ -119,12 +119,12 @@ def _adjusted(planned: Inflation) -> Iterator[tuple[str, _Change]]:
         unit, half, last = split(step.tensor.name)
         if last != _KERNEL or half == "temporal":
             continue
-        stored, _, dtype = step.sources[0]
+        stored, _ = step.sources[0]
         length = step.tensor.shape[2] if mean else 1
         first = unit == split(planned.steps[0].tensor.name)[0]
         inputs = step.tensor.shape[1] if first and step.tensor.shape[1] != before else None
         if length > 1 or inputs is not None:
-            yield stored.key.removeprefix(planned.source.prefix), _Change(length, inputs, stored.layout, dtype)
+            yield stored.key.removeprefix(planned.source.prefix), _Change(length, inputs, stored.layout, step.dtype)
 
 
 def _working(values: Values, dtype: str) -> Values:
@@ -134,16 +134,6 @@ def _working(values: Values, dtype: str) -> Values:
 
 def _mean(kernel: Values, axis: int, dtype: str) -> Values:
     return _working(kernel.mean(axis=axis, keepdims=True), dtype)
-
-
-def split(name: str) -> tuple[str, str, str]:
-    """`layer1.0.conv1.spatial.bn.bias` -> (`layer1.0.conv1`, `spatial`, `bn.bias`); whole units have no half."""
-    for half in ("spatial", "temporal"):
-        unit, found, last = name.partition(f".{half}.")
-        if found:
-            return unit, half, last
-    *unit_parts, part, last = name.split(".")
-    return ".".join(unit_parts), "", f"{part}.{last}"
 
 
 class _Check:
@@ -173,7 +163,7 @@ class _Check:
         left = Counter(reason for _, reason in self.planned.left)
         result = KernelResult(
             made=len(self.written),
-            used=len({stored.key for step in self.planned.steps for stored, _, _ in step.sources}),
+            used=len({stored.key for step in self.planned.steps for stored, _ in step.sources}),
             inflated=self.counts["inflated"],
             factorised=self.counts["factorised"],
             identical=self.counts["identical"],
@@ -197,14 +187,14 @@ class _Check:
                 self.differing.append(f"{name} has the shape {found}, expected {wanted}")
         uses = Counter(step.sources[0][0].key for step in self.planned.steps if _takes_whole(step))
         self.differing += [f"{key} was used {count} times" for key, count in uses.items() if count > 1]
-        used = {stored.key for step in self.planned.steps for stored, _, _ in step.sources}
+        used = {stored.key for step in self.planned.steps for stored, _ in step.sources}
         left = {key for key, _ in self.planned.left}
         self.differing += [f"{key} of the source was not used" for key in self.source.tensors if key not in used | left]
 
     def _flat(self, step: Step, index: int = 0) -> Values:
         """A 2D tensor that a step is made of."""
-        stored, layout, dtype = step.sources[index]
-        return widened(relayout(self.source.read(stored.key), stored.layout, layout), dtype)
+        stored, layout = step.sources[index]
+        return widened(relayout(self.source.read(stored.key), stored.layout, layout), step.dtype)
 
     def _wrong(self, name: str, what: str) -> None:
         self.differing.append(f"{name}: {what}")
@@ -368,7 +358,7 @@ class _Check:
         shift = lift - mean
         mean_of_fit = self.written[f"{unit}.temporal.bn.running_mean"] - taps @ shift
         self._fitted_mean(unit, taps, mean_of_fit, lift)
-        kernel_from, mean_from = (stored for stored, _, _ in self.steps[f"{unit}.spatial.bn.running_mean"].sources[:2])
+        kernel_from, mean_from = (stored for stored, _ in self.steps[f"{unit}.spatial.bn.running_mean"].sources[:2])
         prefix, space = self.planned.source.prefix, self.steps[f"{unit}.spatial.{_KERNEL}"].tensor.shape
         fit = (taps @ planes).reshape(len(matrix), space[1], *space[3:])
         self.fits[kernel_from.key.removeprefix(prefix)] = relayout(fit, "OIHW", kernel_from.layout)

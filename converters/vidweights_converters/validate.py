@@ -9,12 +9,10 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
-from vidweights import dialects, formats, models, plan
-from vidweights.dtypes import widened
+from vidweights import formats, plan
 from vidweights.errors import ValidationError
 from vidweights.files import sha256_of
 from vidweights.folder import FolderConfig
@@ -34,6 +32,7 @@ from vidweights_converters.examine import (
 )
 from vidweights_converters.references.base import Clip, Selection
 from vidweights_converters.report import ReferenceResult, Report, RoundTrip
+from vidweights_converters.written import network, tensors
 
 CRITERION = (
     f"max |ours - reference| <= tolerance * max |reference| for every clip and reference, with tolerance = "
@@ -107,17 +106,7 @@ def compare_back(written: Checkpoint, source: Checkpoint, planned: Plan) -> Roun
 
 def load(written: Checkpoint, config: FolderConfig) -> nn.Module:
     """The network with exactly the tensors of a file, in float32 and evaluation mode."""
-    native = dialects.native(config.family)
-    planned = plan.make(written.tensors, native, config=config.config, name=str(written.path))
-    tensors = {
-        step.target.key: torch.from_numpy(widened(array, step.dtype).astype(np.float32))
-        for step, array in stream(planned, written)
-        if step.target
-    }
-    with torch.device("meta"):
-        network = models.build(config.family, config.config)
-    network.load_state_dict(tensors, strict=True, assign=True)
-    return network.eval()
+    return network(config, tensors(written, config), torch.float32)
 
 
 def failures(findings: Findings) -> Iterator[str]:

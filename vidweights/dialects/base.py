@@ -107,6 +107,10 @@ class Dialect:
         return next((rule.reason for rule in self.ignored if fnmatchcase(key, rule.pattern)), None)
 
 
+# What TensorFlow and Keras call the vectors of a batch norm.
+TF_NORM = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
+
+MOMENTUM = Ignored("*/Momentum", "optimiser slot")
 COUNTERS = Ignored("*num_batches_tracked", "a counter of training steps, not a weight")
 
 

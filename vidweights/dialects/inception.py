@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from vidweights.dialects.base import COUNTERS, Constant, Dialect, Ignored, Place, Stored
+from vidweights.dialects.base import COUNTERS, MOMENTUM, TF_NORM, Constant, Dialect, Ignored, Place, Stored
+from vidweights.dialects.i3d import deepmind_unit, split
 from vidweights.families.base import Tensor
 from vidweights.families.i3d import HEAD
 from vidweights.families.inception import INCEPTION
-
-_TF_NORM = {"bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
 
 # What torchvision calls the layers in front of the Inception modules, and the units of a module.
 _FRONT = {"Conv3d_1a_7x7": "conv1", "Conv3d_2b_1x1": "conv2", "Conv3d_2c_3x3": "conv3"}
@@ -37,18 +36,14 @@ def _torchvision(tensor: Tensor) -> Place:
 
 
 def _slim(tensor: Tensor) -> Place:
-    *path, last = tensor.name.split(".")
-    if path == [HEAD]:
-        unit = "Logits/Conv2d_0c_1x1"
-        return Stored(f"{unit}/weights", "11IO") if last == "weight" else Stored(f"{unit}/biases", "C")
-    *names, part = path
-    # inception_v1.py calls this one kernel 0a, where its eight siblings are 0b; DeepMind's I3D inherited it.
-    if names == ["Mixed_5b", "Branch_2", "Conv3d_0b_3x3"]:
-        names[-1] = "Conv3d_0a_3x3"
-    unit = "/".join(names).replace("Conv3d", "Conv2d")
-    if part == "conv":
-        return Stored(f"{unit}/weights", "HWIO")
-    return Constant(1.0) if last == "weight" else Stored(f"{unit}/BatchNorm/{_TF_NORM[last]}", "C")
+    path, part, last = split(tensor.name)
+    # DeepMind's I3D has the names of inception_v1.py, the one odd kernel among them.
+    unit = deepmind_unit(path).replace("Conv3d", "Conv2d")
+    if part == "bn":
+        return Constant(1.0) if last == "weight" else Stored(f"{unit}/BatchNorm/{TF_NORM[last]}", "C")
+    if last == "bias":
+        return Stored(f"{unit}/biases", "C")
+    return Stored(f"{unit}/weights", "11IO" if path == [HEAD] else "HWIO")
 
 
 DIALECTS = (
@@ -68,7 +63,7 @@ DIALECTS = (
         "tensorflow",
         _slim,
         "tensorflow/models@169dcbd0:research/slim/nets/inception_v1.py",
-        ignored=(Ignored("*/RMSProp*", "optimiser slot"), Ignored("*/Momentum", "optimiser slot")),
+        ignored=(Ignored("*/RMSProp*", "optimiser slot"), MOMENTUM),
         separator="/",
     ),
 )

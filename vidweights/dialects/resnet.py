@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from vidweights.dialects.base import COUNTERS, Dialect, Ignored, Place, Stored, native
+from vidweights.dialects.base import COUNTERS, MOMENTUM, TF_NORM, Dialect, Ignored, Place, Stored, native
 from vidweights.families.base import Tensor
 from vidweights.families.resnet import HEAD, RESNET, STEM
 from vidweights.families.resnet3d import RESNET3D
-
-_TF_NORM = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
 
 
 def _split(name: str) -> tuple[str, str, str, str]:
@@ -48,7 +46,7 @@ def _keras(head: str) -> Callable[[Tensor], Place]:
             number = "0" if conv == "downsample" else conv.removeprefix("conv")
             unit = f"conv{int(group) + 1}_block{int(index) + 1}_{number}"
         if part == "bn":
-            return Stored(f"{unit}_bn/{_TF_NORM[last]}", "C")
+            return Stored(f"{unit}_bn/{TF_NORM[last]}", "C")
         return Stored(f"{unit}_conv/kernel", "HWIO") if last == "weight" else Stored(f"{unit}_conv/bias", "C")
 
     return bind
@@ -63,7 +61,7 @@ def _slim(tensor: Tensor) -> Place:
     else:
         group, index = block.removeprefix("layer").split(".")
         unit = f"block{group}/unit_{int(index) + 1}/bottleneck_v1/{'shortcut' if conv == 'downsample' else conv}"
-    return Stored(f"{unit}/weights", "HWIO") if part == "conv" else Stored(f"{unit}/BatchNorm/{_TF_NORM[last]}", "C")
+    return Stored(f"{unit}/weights", "HWIO") if part == "conv" else Stored(f"{unit}/BatchNorm/{TF_NORM[last]}", "C")
 
 
 _KERAS_SETTINGS = {"stride_on": "1x1", "conv_bias": True, "batch_norm_epsilon": 1.001e-5}
@@ -91,7 +89,7 @@ DIALECTS = (
         "tensorflow/models@169dcbd0:research/slim/nets/resnet_v1.py",
         settings={"stride_on": "last", "pool_padding": "same"},
         ignored=(
-            Ignored("*/Momentum", "optimiser slot"),
+            MOMENTUM,
             Ignored("mean_rgb", "the mean of the images, which the input states"),
         ),
         separator="/",

@@ -8,8 +8,8 @@ canonical tensors. The references under `converters/` are written apart from it 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, ClassVar, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar, Literal, TypeVar
 
 from vidweights.errors import UsageError
 from vidweights.families.base import Family, ShapeOf, Tensor
@@ -103,6 +103,7 @@ class InceptionConfig:
     padding: Padding = "same"
 
     separable: ClassVar[bool] = False
+    batch_norm_epsilon: ClassVar[float] = 1e-3
 
     def __post_init__(self) -> None:
         stem = self.depth_multiplier * STEM_CHANNELS if isinstance(self.depth_multiplier, int | float) else 0
@@ -136,11 +137,6 @@ class I3DConfig(InceptionConfig):
         super().__post_init__()
         if self.time_padding not in ("zero", "replicate") or self.head_pool not in ("release", "mean"):
             raise UsageError(f"{self}: expected time_padding 'zero' or 'replicate', head_pool 'release' or 'mean'")
-
-    @property
-    def flat(self) -> InceptionConfig:
-        """The 2D network without the time."""
-        return InceptionConfig(**{field.name: getattr(self, field.name) for field in fields(InceptionConfig)})
 
 
 @dataclass(frozen=True)
@@ -211,27 +207,37 @@ def tensors(config: InceptionConfig) -> tuple[Tensor, ...]:
     return tuple(walk())
 
 
+Network = TypeVar("Network", bound=InceptionConfig)
+
+
+def infer_as(
+    configure: type[Network], shape_of: ShapeOf, stem: str, kernel: str = "OIDHW", head: str = "OIDHW"
+) -> Network | None:
+    """A configuration of that type, read off the shapes of the kernel `stem` and of the head, in these layouts."""
+    first, last = shape_of(stem, kernel), shape_of(f"{HEAD}.weight", head)
+    if first is None or 0 in first[:2]:
+        return None
+    return configure(
+        in_channels=first[1], num_classes=last[0] if last else 0, depth_multiplier=first[0] / STEM_CHANNELS
+    )
+
+
+_WHOLE_STEM, _FACTORISED_STEM = (f"{ENDPOINTS[0]}{part}.conv.weight" for part in ("", ".spatial"))
+
+
 def infer(shape_of: ShapeOf) -> I3DConfig | None:
     """The configuration of a checkpoint, read off the shapes of its stem and its head."""
-    return _infer(shape_of, I3DConfig, f"{ENDPOINTS[0]}.conv.weight")
+    return infer_as(I3DConfig, shape_of, _WHOLE_STEM)
 
 
-def _infer(shape_of: ShapeOf, configure: type[I3DConfig], stem_name: str) -> I3DConfig | None:
-    stem = shape_of(stem_name, "OIDHW")
-    if stem is None or 0 in stem[:2]:
-        return None
-    head = shape_of(f"{HEAD}.weight", "OIDHW")
-    return configure(in_channels=stem[1], num_classes=head[0] if head else 0, depth_multiplier=stem[0] / STEM_CHANNELS)
-
-
-def infer_s3d(shape_of: ShapeOf) -> I3DConfig | None:
+def infer_s3d(shape_of: ShapeOf) -> S3DConfig | None:
     """As `infer`, for the factorised stem of S3D."""
-    return _infer(shape_of, S3DConfig, f"{ENDPOINTS[0]}.spatial.conv.weight")
+    return infer_as(S3DConfig, shape_of, _FACTORISED_STEM)
 
 
 FACTS: dict[str, Any] = {
     "padding": "TensorFlow SAME, from the run-time size of each axis; max-pools pad with minus infinity",
-    "batch_norm_epsilon": 1e-3,
+    "batch_norm_epsilon": InceptionConfig.batch_norm_epsilon,
     # Sonnet's decay of 0.999 is kept of the old statistics; torch's momentum is the share of the new.
     "batch_norm_momentum": 1e-3,
     "convolution_bias": "none, except in the head",
@@ -239,14 +245,12 @@ FACTS: dict[str, Any] = {
     "axis_order": "NCTHW",
 }
 
-I3D = Family(
-    name="i3d", configure=I3DConfig, tensors=tensors, infer=infer, facts=FACTS, stems=(f"{ENDPOINTS[0]}.conv.weight",)
-)
+I3D = Family(name="i3d", configure=I3DConfig, tensors=tensors, infer=infer, facts=FACTS, stems=(_WHOLE_STEM,))
 S3D = Family(
     name="s3d",
     configure=S3DConfig,
     tensors=tensors,
     infer=infer_s3d,
     facts=FACTS,
-    stems=(f"{ENDPOINTS[0]}.spatial.conv.weight",),
+    stems=(_FACTORISED_STEM,),
 )

@@ -11,7 +11,7 @@ from typing import Any
 
 from vidweights.families import i3d
 from vidweights.families.base import Family, ShapeOf, Tensor
-from vidweights.families.i3d import ENDPOINTS, HEAD, STEM_CHANNELS, InceptionConfig
+from vidweights.families.i3d import ENDPOINTS, HEAD, InceptionConfig
 from vidweights.families.units import without_time
 
 
@@ -24,17 +24,16 @@ def tensors(config: InceptionConfig) -> tuple[Tensor, ...]:
     return tuple(map(as_matrix, without_time(i3d.tensors(config))))
 
 
+STEM = f"{ENDPOINTS[0]}.conv.weight"
+
+
 def infer(shape_of: ShapeOf) -> InceptionConfig | None:
     """The configuration of a checkpoint, read off the shapes of its stem and its head."""
-    stem = shape_of(f"{ENDPOINTS[0]}.conv.weight", "OIHW")
-    if stem is None or 0 in stem[:2]:
-        return None
-    head = shape_of(f"{HEAD}.weight", "OI")
-    return InceptionConfig(stem[1], head[0] if head else 0, stem[0] / STEM_CHANNELS)
+    return i3d.infer_as(InceptionConfig, shape_of, STEM, kernel="OIHW", head="OI")
 
 
 FACTS: dict[str, Any] = {
-    "batch_norm_epsilon": 1e-3,
+    "batch_norm_epsilon": InceptionConfig.batch_norm_epsilon,
     "convolution_bias": "none, except in the head",
     "head": "global average pool, 1x1 convolution",
     "axis_order": "NCHW",
@@ -46,5 +45,5 @@ INCEPTION = Family(
     tensors=tensors,
     infer=infer,
     facts=FACTS,
-    stems=(f"{ENDPOINTS[0]}.conv.weight",),
+    stems=(STEM,),
 )

@@ -10,7 +10,7 @@ section 3, table 1).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from vidweights.errors import UsageError
@@ -95,11 +95,6 @@ class ResNet3DConfig(ResNetConfig):
     def time(self) -> Time:
         """What the variant adds."""
         return VARIANTS[self.variant]
-
-    @property
-    def flat(self) -> ResNetConfig:
-        """The 2D network without the time."""
-        return ResNetConfig(**{field.name: getattr(self, field.name) for field in fields(ResNetConfig)})
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def _style(config: I3DConfig) -> Style:
     """How the units of a configuration pad and normalise."""
     space: Rule = "same" if config.padding == "same" else "ceil"
     padding = Padding(time="same", space=space, replicate=config.time_padding == "replicate")
-    return Style(padding, family.FACTS["batch_norm_epsilon"], family.FACTS["batch_norm_momentum"])
+    return Style(padding, config.batch_norm_epsilon, family.FACTS["batch_norm_momentum"])
 
 
 def feature_shape(config: I3DConfig, endpoint: str, size: Sequence[int]) -> tuple[int, int, int, int]:

@@ -82,7 +82,7 @@ class Conv(nn.Conv3d):
         """Map (N, C, T, H, W) to (N, C', T', H', W')."""
         time, *space = _pads(x, self.kernel_size, self.stride, self.rule, pool=False)  # type: ignore[arg-type]
         if self.rule.replicate and any(time):
-            x, time = _repeat_ends(x, *time), (0, 0)
+            x, time = repeat_ends(x, *time), (0, 0)
         pads = [time, *space]
         behind = [b - a for a, b in pads]
         if any(behind):
@@ -91,7 +91,7 @@ class Conv(nn.Conv3d):
         return F.conv3d(x, self.weight, self.bias, self.stride, [a for a, _ in pads])
 
 
-def _repeat_ends(x: Tensor, before: int, behind: int) -> Tensor:
+def repeat_ends(x: Tensor, before: int, behind: int) -> Tensor:
     """(N, C, T, H, W) with the first frame `before` more times, and the last one `behind` more times."""
     frames = torch.arange(-before, x.shape[2] + behind, device=x.device).clamp(0, x.shape[2] - 1)
     return x.index_select(2, frames)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vidweights.errors import InputError
 from vidweights.kernels import Taps
+from vidweights.models.units import repeat_ends
 
 TimePadding = Literal["replicate", "zero"]
 
@@ -76,8 +77,7 @@ class Window:
             return x
         if fill == "zero":
             return torch.constant_pad_nd(x, (0, 0, 0, 0, self.before, self.behind))
-        frames = torch.arange(-self.before, x.size(2) + self.behind, device=x.device)
-        return x.index_select(2, frames.clamp(0, x.size(2) - 1))
+        return repeat_ends(x, self.before, self.behind)
 
     def max(self, x: Tensor) -> Tensor:
         """The largest value of each window; frames that are added are minus infinity."""
