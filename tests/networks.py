@@ -47,7 +47,8 @@ class InMemory(Checkpoint):
 def config_for(dialect: Dialect, **values: Any) -> Any:
     """A configuration that the dialect can hold, narrow but for the values that are given."""
     base = NETWORKS[dialect.family.name].to_json()
-    return dialect.family.configure(**{**base, **dialect.settings, **values, **dialect.requires})
+    required = {name: value[-1] if isinstance(value, tuple) else value for name, value in dialect.requires.items()}
+    return dialect.family.configure(**{**base, **dialect.namings[-1].settings, **required, **values})
 
 
 def canonical(config: Any, seed: int = 0) -> dict[str, Array]:

@@ -44,9 +44,11 @@ from vidweights.kernels import (
 from vidweights.layout import Array, relayout
 from vidweights.run import Scratch, ahead
 
+# Variants that nothing is inflated into: the frames of R2D are channels; two are i3d-resnet-nl otherwise strided.
+_RELEASED_ONLY = ("r2d", "i3d-resnet-mm", "slowonly")
 # target: (3D family, fields of its configuration); the 2D family that each is made of.
 TARGETS: dict[str, tuple[str, Mapping[str, Any]]] = {
-    **{variant: ("resnet3d", {"variant": variant}) for variant in VARIANTS},
+    **{variant: ("resnet3d", {"variant": variant}) for variant in VARIANTS if variant not in _RELEASED_ONLY},
     "i3d": ("i3d", {"head_pool": "mean"}),
     "s3d": ("s3d", {"head_pool": "mean"}),
 }
@@ -296,6 +298,8 @@ class _Maker:
     ) -> None:
         self.found, self.config, self.options, self.places, self.infos = found, config, options, places, infos
         self.dtype = _dtype(infos, [stored.key for stored, _ in places.values()])
+        table = found.dialect.table(found.config)
+        self.absent = {row.tensor.name: row.place for row in table if isinstance(row.place, Absent)}
         self.tensors = {tensor.name: tensor for tensor in family.tensors(config)}
 
     def step(self, tensor: Tensor) -> Step:
@@ -326,9 +330,8 @@ class _Maker:
         return self._make(tensor, Copy(), [name])
 
     def _absent(self, tensor: Tensor) -> Rule:
-        place = self.found.dialect.bind(tensor)
-        assert isinstance(place, Absent)
-        return Constant(tensor.shape[0], place.value)
+        unit, _, last = split(tensor.name)
+        return Constant(tensor.shape[0], self.absent[f"{unit}.{last}"].value)
 
     def _inputs(self, name: str, tensor: Tensor) -> int | None:
         """The input channels of a kernel if they are not those of the source."""

@@ -177,9 +177,10 @@ def declared(found: Recognition, config: Any, name: str) -> Recognition:
 
 
 def _check_requires(found: Recognition, target: Dialect) -> None:
-    have = found.config.to_json()
-    wanted = target.requires.items()
-    differing = [f"{key}: found {have[key]}, expected {value}" for key, value in wanted if have[key] != value]
+    differing = [
+        f"{name}: found {have}, expected {' or '.join(map(str, value)) if isinstance(value, tuple) else value}"
+        for name, (have, value) in target.differing(found.config).items()
+    ]
     if differing:
         raise PlanError(f"{target.name} cannot hold this network", {"differing": differing}, "Choose another dialect.")
 

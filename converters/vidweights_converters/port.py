@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from vidweights_converters.report import Report
 
 # The container that a framework's users expect.
-DEFAULT_FORMATS = {"torch": "safetensors", "tensorflow": "tf", "flax": "flax", "keras": "h5"}
+DEFAULT_FORMATS = {"torch": "safetensors", "tensorflow": "tf", "flax": "flax", "caffe2": "flax", "keras": "h5"}
 
 
 @dataclass(frozen=True)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
-from vidweights.dialects import i3d, inception, resnet
-from vidweights.dialects.base import Constant, Dialect, Row, Stored
+from vidweights.dialects import i3d, inception, resnet, resnet3d
+from vidweights.dialects.base import Constant, Dialect, Naming, Place, Row, Stored
 from vidweights.errors import PlanError, UsageError
 from vidweights.families.base import Tensor
 from vidweights.formats.base import TensorInfo
 from vidweights.layout import Shape, reshape
 
 DIALECTS: dict[str, Dialect] = {
-    dialect.name: dialect for dialect in (*i3d.DIALECTS, *resnet.DIALECTS, *inception.DIALECTS)
+    dialect.name: dialect for dialect in (*i3d.DIALECTS, *resnet.DIALECTS, *resnet3d.DIALECTS, *inception.DIALECTS)
 }
 
 # Below this share of its keys a dialect is not what the file speaks.
@@ -56,6 +57,7 @@ class Recognition:
     prefix: str
     found: int  # keys of the dialect's table that the file has
     expected: int  # keys in that table
+    fitting: int  # of those found, in the shape of the table
 
 
 def recognise(infos: Mapping[str, TensorInfo]) -> Recognition:
@@ -65,12 +67,12 @@ def recognise(infos: Mapping[str, TensorInfo]) -> Recognition:
         PlanError: no known dialect has half of its keys there, or one has them under several prefixes.
     """
     candidates = [r for dialect in DIALECTS.values() for r in _recognise_as(dialect, infos)]
-    best = max(candidates, key=lambda r: (r.found / r.expected, r.found), default=None)
-    rivals = [r.prefix for r in candidates if best and r.dialect is best.dialect and r.found == best.found]
+    best = max(candidates, key=lambda r: (r.found / r.expected, r.fitting, r.found), default=None)
+    rivals = {r.prefix for r in candidates if best and r.dialect is best.dialect and r.found == best.found}
     if len(rivals) > 1:
         raise PlanError(
             "this file holds several networks of the same kind",
-            {"prefixes": [f"{prefix!r}" for prefix in rivals]},
+            {"prefixes": [f"{prefix!r}" for prefix in sorted(rivals)]},
             "Save the state dict of the one that is meant into a file of its own.",
         )
     if best is None or best.found < _RECOGNISED * best.expected:
@@ -83,38 +85,46 @@ def recognise(infos: Mapping[str, TensorInfo]) -> Recognition:
 
 
 def _recognise_as(dialect: Dialect, infos: Mapping[str, TensorInfo]) -> list[Recognition]:
-    """How well the keys fit one dialect, for each prefix under which they might stand."""
+    """How well the keys fit each naming of one dialect, for each prefix under which they might stand."""
     found = []
-    for prefix in _prefixes(dialect, infos):
-
-        def shape_of(name: str, layout: str, prefix: str = prefix) -> Shape | None:
-            return _canonical_shape(dialect, Tensor(name, (), layout), prefix, infos)
-
-        config = dialect.family.infer(shape_of)
-        if config is None:
-            continue
-        config = replace(config, **dialect.settings)
-        keys = [row.place.key for row in dialect.table(config) if isinstance(row.place, Stored)]
-        found.append(Recognition(dialect, config, prefix, sum(prefix + k in infos for k in keys), len(keys)))
+    for naming in dialect.namings:
+        for prefix in _prefixes(dialect, naming, infos):
+            config = _infer(dialect, naming, prefix, infos)
+            if config is None:
+                continue
+            stored = ((row.place, row.stored_shape) for row in dialect.table(config))
+            shapes = {prefix + place.key: shape for place, shape in stored if isinstance(place, Stored)}
+            there = [key for key in shapes if key in infos]
+            fitting = sum(infos[key].shape == shapes[key] for key in there)
+            found.append(Recognition(dialect, config, prefix, len(there), len(shapes), fitting))
     return found
 
 
-def _prefixes(dialect: Dialect, infos: Mapping[str, TensorInfo]) -> list[str]:
+def _prefixes(dialect: Dialect, naming: Naming, infos: Mapping[str, TensorInfo]) -> list[str]:
     """The prefixes under which the first key of the dialect stands; usually just the empty one."""
     if dialect.separator is None:
         return [""]
-    firsts = [dialect.bind(Tensor(name, (), "")) for name in dialect.family.stems]
+    firsts = [naming.bind(Tensor(name, (), "")) for name in dialect.family.stems]
     keys = [first.key for first in firsts if isinstance(first, Stored)]
     ends = (key.removesuffix(first) for first in keys for key in infos if key.endswith(first))
     return sorted({end for end in ends if not end or end.endswith(dialect.separator)}, key=len)
 
 
-def _canonical_shape(dialect: Dialect, tensor: Tensor, prefix: str, infos: Mapping[str, TensorInfo]) -> Shape | None:
-    place = dialect.bind(tensor)
-    if isinstance(place, Constant) or prefix + place.key not in infos:
+def _infer(dialect: Dialect, naming: Naming, prefix: str, infos: Mapping[str, TensorInfo]) -> Any | None:
+    def shape_of(name: str, layout: str) -> Shape | None:
+        return _canonical_shape(naming.bind(Tensor(name, (), layout)), layout, prefix, infos)
+
+    return dialect.family.infer(shape_of, naming.settings)
+
+
+def _canonical_shape(place: Place, layout: str, prefix: str, infos: Mapping[str, TensorInfo]) -> Shape | None:
+    if isinstance(place, Constant):
         return None
+    key = prefix + place.key
+    if "*" in place.key:
+        key = next((stored for stored in infos if fnmatchcase(stored, key)), key)
     try:
-        return reshape(infos[prefix + place.key].shape, place.layout, tensor.layout)
+        return reshape(infos[key].shape, place.layout, layout) if key in infos else None
     except ValueError:
         return None
 

@@ -1,4 +1,4 @@
-"""The released namings of 2D ResNets, and our own of 3D ones.
+"""The released namings of 2D ResNets.
 
 PyTorch stores a kernel as `OIHW`, TensorFlow and Keras as `HWIO`; the head is a matrix (`OI`, `IO`), and in TF-slim a
 1x1 convolution.
@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from vidweights.dialects.base import COUNTERS, MOMENTUM, TF_NORM, Dialect, Ignored, Place, Stored, native
+from vidweights.dialects.base import COUNTERS, MOMENTUM, TF_NORM, Dialect, Ignored, Place, Stored
 from vidweights.families.base import Tensor
 from vidweights.families.resnet import HEAD, RESNET, STEM
-from vidweights.families.resnet3d import RESNET3D
 
 
 def _split(name: str) -> tuple[str, str, str, str]:
@@ -68,13 +67,13 @@ _KERAS_SETTINGS = {"stride_on": "1x1", "conv_bias": True, "batch_norm_epsilon": 
 _KERAS_SOURCE = "keras-team/keras@3.15.1:keras/src/applications/resnet.py"
 
 DIALECTS = (
-    native(RESNET3D),
     Dialect(
         "torchvision-resnet",
         RESNET,
         "torch",
         _torchvision,
         "pytorch/vision@0.28.0:torchvision/models/resnet.py; timm has the same names",
+        settings={"stride_on": "3x3", "conv_bias": False, "batch_norm_epsilon": 1e-5, "pool_padding": "symmetric"},
         ignored=(COUNTERS,),
         separator=".",
     ),

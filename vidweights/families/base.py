@@ -41,7 +41,8 @@ class Family:
         name: `i3d`, ...
         configure: builds a configuration from keyword values (`to_json` of one, read back).
         tensors: the canonical tensors of a configuration, in canonical order.
-        infer: reads the configuration off the shapes of a checkpoint; None if the checkpoint lacks what it needs.
+        infer: reads the configuration off the shapes of a checkpoint, with the values that its dialect settles; None
+            if the checkpoint lacks what it needs.
         facts: what a port must carry beside the tensors (padding rule, batch-norm epsilon, ...), as JSON values.
         stems: the names that the first kernel may have.
     """
@@ -49,6 +50,6 @@ class Family:
     name: str
     configure: Callable[..., Any]
     tensors: Callable[[Any], tuple[Tensor, ...]]
-    infer: Callable[[ShapeOf], Any | None]
+    infer: Callable[[ShapeOf, Mapping[str, Any]], Any | None]
     facts: Mapping[str, Any]
     stems: tuple[str, ...]

@@ -7,7 +7,7 @@ canonical tensors. The references under `converters/` are written apart from it 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -211,28 +211,33 @@ Network = TypeVar("Network", bound=InceptionConfig)
 
 
 def infer_as(
-    configure: type[Network], shape_of: ShapeOf, stem: str, kernel: str = "OIDHW", head: str = "OIDHW"
+    configure: type[Network],
+    shape_of: ShapeOf,
+    settings: Mapping[str, Any],
+    *,
+    stem: str,
+    kernel: str = "OIDHW",
+    head: str = "OIDHW",
 ) -> Network | None:
     """A configuration of that type, read off the shapes of the kernel `stem` and of the head, in these layouts."""
     first, last = shape_of(stem, kernel), shape_of(f"{HEAD}.weight", head)
     if first is None or 0 in first[:2]:
         return None
-    return configure(
-        in_channels=first[1], num_classes=last[0] if last else 0, depth_multiplier=first[0] / STEM_CHANNELS
-    )
+    classes, multiplier = last[0] if last else 0, first[0] / STEM_CHANNELS
+    return configure(in_channels=first[1], num_classes=classes, depth_multiplier=multiplier, **settings)
 
 
 _WHOLE_STEM, _FACTORISED_STEM = (f"{ENDPOINTS[0]}{part}.conv.weight" for part in ("", ".spatial"))
 
 
-def infer(shape_of: ShapeOf) -> I3DConfig | None:
+def infer(shape_of: ShapeOf, settings: Mapping[str, Any]) -> I3DConfig | None:
     """The configuration of a checkpoint, read off the shapes of its stem and its head."""
-    return infer_as(I3DConfig, shape_of, _WHOLE_STEM)
+    return infer_as(I3DConfig, shape_of, settings, stem=_WHOLE_STEM)
 
 
-def infer_s3d(shape_of: ShapeOf) -> S3DConfig | None:
+def infer_s3d(shape_of: ShapeOf, settings: Mapping[str, Any]) -> S3DConfig | None:
     """As `infer`, for the factorised stem of S3D."""
-    return infer_as(S3DConfig, shape_of, _FACTORISED_STEM)
+    return infer_as(S3DConfig, shape_of, settings, stem=_FACTORISED_STEM)
 
 
 FACTS: dict[str, Any] = {

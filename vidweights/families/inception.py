@@ -7,6 +7,7 @@ I3D has. The layers are those of `vidweights.families.i3d`, without time.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from vidweights.families import i3d
@@ -27,9 +28,9 @@ def tensors(config: InceptionConfig) -> tuple[Tensor, ...]:
 STEM = f"{ENDPOINTS[0]}.conv.weight"
 
 
-def infer(shape_of: ShapeOf) -> InceptionConfig | None:
+def infer(shape_of: ShapeOf, settings: Mapping[str, Any]) -> InceptionConfig | None:
     """The configuration of a checkpoint, read off the shapes of its stem and its head."""
-    return i3d.infer_as(InceptionConfig, shape_of, STEM, kernel="OIHW", head="OI")
+    return i3d.infer_as(InceptionConfig, shape_of, settings, stem=STEM, kernel="OIHW", head="OI")
 
 
 FACTS: dict[str, Any] = {

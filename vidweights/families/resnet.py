@@ -6,7 +6,7 @@ The table of blocks below is the only place where a ResNet is written: the 2D fa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -14,17 +14,36 @@ from vidweights.errors import UsageError
 from vidweights.families.base import Family, ShapeOf, Tensor
 from vidweights.families.units import Unit, is_count, unit_tensors, without_time
 
-# Blocks in conv2_x to conv5_x.
-DEPTHS: dict[int, tuple[int, int, int, int]] = {
-    18: (2, 2, 2, 2),
-    34: (3, 4, 6, 3),
-    50: (3, 4, 6, 3),
-    101: (3, 4, 23, 3),
-    152: (3, 8, 36, 3),
-}
-_BOTTLENECK_FROM = 50
-_EXPANSION = 4
 STEM, HEAD = "stem", "fc"
+
+
+@dataclass(frozen=True)
+class Depth:
+    """The blocks of one depth.
+
+    Attributes:
+        counts: how many there are in conv2_x to conv5_x.
+        bottleneck: whether each is a bottleneck of three convolutions; a basic block has two.
+        expansion: how many times wider than its inside a block puts out.
+    """
+
+    counts: tuple[int, int, int, int]
+    bottleneck: bool = False
+    expansion: int = 1
+
+
+# 10 and 26 are those of `BLOCK_CONFIG` in facebookresearch/VMZ@4cc542d5:c2/lib/models/r3d_model.py, whose 26 layers are
+# bottlenecks of the widths of basic blocks; 200 is that of kenshohara/3D-ResNets-PyTorch@540a0ea1:models/resnet.py.
+DEPTHS: dict[int, Depth] = {
+    10: Depth((1, 1, 1, 1)),
+    18: Depth((2, 2, 2, 2)),
+    26: Depth((2, 2, 2, 2), bottleneck=True),
+    34: Depth((3, 4, 6, 3)),
+    50: Depth((3, 4, 6, 3), bottleneck=True, expansion=4),
+    101: Depth((3, 4, 23, 3), bottleneck=True, expansion=4),
+    152: Depth((3, 8, 36, 3), bottleneck=True, expansion=4),
+    200: Depth((3, 24, 36, 3), bottleneck=True, expansion=4),
+}
 
 StrideOn = Literal["3x3", "1x1", "last"]
 PoolPadding = Literal["symmetric", "same"]
@@ -35,7 +54,7 @@ class ResNetConfig:
     """One 2D ResNet, and what its released code does.
 
     Attributes:
-        depth: 18 or 34 (basic blocks), 50, 101 or 152 (bottlenecks).
+        depth: a key of `DEPTHS`.
         in_channels: 3 for RGB.
         num_classes: outputs of the head; 0 leaves the head out.
         width: channels of the stem (64 in a release; a narrow network tests fast).
@@ -70,12 +89,22 @@ class ResNetConfig:
     @property
     def bottleneck(self) -> bool:
         """Whether its blocks are bottlenecks."""
-        return self.depth >= _BOTTLENECK_FROM
+        return DEPTHS[self.depth].bottleneck
+
+    @property
+    def expansion(self) -> int:
+        """How many times wider than its inside a block puts out."""
+        return DEPTHS[self.depth].expansion
+
+    @property
+    def strides(self) -> tuple[int, int, int, int]:
+        """By how much conv2_x to conv5_x divide the height and width."""
+        return (2, 2, 2, 1) if self.stride_on == "last" else (1, 2, 2, 2)
 
     @property
     def feature_channels(self) -> int:
         """The width of the last block, the input of the head (512 or 2048 in a release)."""
-        return self.width * 8 * (_EXPANSION if self.bottleneck else 1)
+        return self.width * 8 * self.expansion
 
     def to_json(self) -> dict[str, Any]:
         """The configuration as JSON values, in the order of its fields."""
@@ -117,11 +146,12 @@ class Block:
 def blocks(config: ResNetConfig) -> Iterator[Block]:
     """The blocks of a ResNet, in order."""
     channels = config.width
-    for group, count in enumerate(DEPTHS[config.depth], start=2):
+    for group, count in enumerate(DEPTHS[config.depth].counts, start=2):
         width = config.width << (group - 2)
-        out = width * (_EXPANSION if config.bottleneck else 1)
+        out = width * config.expansion
+        strided = count - 1 if config.stride_on == "last" else 0
         for index in range(count):
-            stride = _stride(config, group, index, count)
+            stride = config.strides[group - 2] if index == strided else 1
             project = channels != out or (stride > 1 and index == 0)
             yield Block(
                 name=f"layer{group - 1}.{index}",
@@ -135,12 +165,6 @@ def blocks(config: ResNetConfig) -> Iterator[Block]:
             channels = out
 
 
-def _stride(config: ResNetConfig, group: int, index: int, count: int) -> int:
-    if config.stride_on == "last":
-        return 2 if group < 5 and index == count - 1 else 1
-    return 2 if group > 2 and index == 0 else 1
-
-
 def _convs(config: ResNetConfig, in_channels: int, width: int, stride: int) -> tuple[Conv, ...]:
     if not config.bottleneck:
         return Conv("conv1", in_channels, width, 3, stride), Conv("conv2", width, width, 3, relu=False)
@@ -148,7 +172,7 @@ def _convs(config: ResNetConfig, in_channels: int, width: int, stride: int) -> t
     return (
         Conv("conv1", in_channels, width, 1, stride if on_1x1 else 1),
         Conv("conv2", width, width, 3, 1 if on_1x1 else stride),
-        Conv("conv3", width, width * _EXPANSION, 1, relu=False),
+        Conv("conv3", width, width * config.expansion, 1, relu=False),
     )
 
 
@@ -178,14 +202,15 @@ def head_tensors(config: ResNetConfig) -> Iterator[Tensor]:
         yield Tensor(f"{HEAD}.bias", (config.num_classes,), "C")
 
 
-def infer(shape_of: ShapeOf) -> ResNetConfig | None:
+def infer(shape_of: ShapeOf, settings: Mapping[str, Any]) -> ResNetConfig | None:
     """The configuration of a checkpoint, read off the blocks that it has and the shapes of its stem and its head."""
     stem = shape_of(f"{STEM}.conv.weight", "OIHW")
     depth = infer_depth(lambda name: shape_of(name, "OIHW") is not None)
     if stem is None or 0 in stem or depth is None:
         return None
     head = shape_of(f"{HEAD}.weight", "OI")
-    return ResNetConfig(depth=depth, in_channels=stem[1], num_classes=head[0] if head else 0, width=stem[0])
+    classes = head[0] if head else 0
+    return ResNetConfig(depth=depth, in_channels=stem[1], num_classes=classes, width=stem[0], **settings)
 
 
 def infer_depth(has: Callable[[str], bool]) -> int | None:
@@ -197,8 +222,7 @@ def infer_depth(has: Callable[[str], bool]) -> int | None:
             count += 1
         counts.append(count)
     bottleneck = has("layer1.0.conv3.conv.weight")
-    found = [depth for depth, wanted in DEPTHS.items() if list(wanted) == counts]
-    return next((depth for depth in found if (depth >= _BOTTLENECK_FROM) == bottleneck), None)
+    return next((n for n, d in DEPTHS.items() if list(d.counts) == counts and d.bottleneck == bottleneck), None)
 
 
 FACTS: dict[str, Any] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vidweights.families.base import Tensor
@@ -22,7 +22,10 @@ class Unit:
         planes: None for one whole kernel. Else the kernel is factorised: a spatial convolution (1, k, k) to that many
             planes, batch norm, ReLU, then a temporal one (t, 1, 1).
         relu: whether a ReLU follows.
-        bias: whether the convolution has a bias beside the batch norm (of a factorised one, the temporal).
+        bias: whether the convolution has a bias beside the batch norm (of a factorised one, the second half).
+        time_first: whether the temporal half of a factorised kernel stands first.
+        folded: whether nothing pads the time: the kernel takes the whole clip.
+        epsilon: of the batch norm, and `middle_epsilon` of that between the halves; None for that of the network.
     """
 
     name: str
@@ -32,17 +35,22 @@ class Unit:
     planes: int | None = None
     relu: bool = True
     bias: bool = False
+    time_first: bool = False
+    folded: bool = False
+    epsilon: float | None = None
+    middle_epsilon: float | None = None
 
     @property
     def parts(self) -> tuple[Unit, ...]:
-        """The unit itself, or its spatial and its temporal half."""
+        """The unit itself, or its two halves in the order in which they run."""
         if self.planes is None:
             return (self,)
         (t, h, w), (st, sh, sw) = self.kernel, self.stride
-        return (
-            Unit(f"{self.name}.spatial", self.planes, (1, h, w), (1, sh, sw)),
-            Unit(f"{self.name}.temporal", self.channels, (t, 1, 1), (st, 1, 1), relu=self.relu, bias=self.bias),
-        )
+        spatial = Unit(f"{self.name}.spatial", self.planes, (1, h, w), (1, sh, sw))
+        temporal = Unit(f"{self.name}.temporal", self.planes, (t, 1, 1), (st, 1, 1))
+        first, last = (temporal, spatial) if self.time_first else (spatial, temporal)
+        first = replace(first, epsilon=self.middle_epsilon or self.epsilon)
+        return first, replace(last, channels=self.channels, relu=self.relu, bias=self.bias, epsilon=self.epsilon)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,10 @@ from vidweights.models.units import MaxPool, Padding, Style, build_unit
 
 
 class Block(nn.Module):
-    """A residual block: its units, and the input, projected or subsampled, added before the last ReLU."""
+    """A residual block: its units, and the input, projected or subsampled, added before the last ReLU.
+
+    Where the input is not projected, channels that it does not have are zero (type A of arXiv 1512.03385).
+    """
 
     def __init__(self, in_channels: int, block: Block3D, style: Style) -> None:
         super().__init__()
@@ -29,14 +32,19 @@ class Block(nn.Module):
         self.downsample = build_unit(in_channels, block.shortcut, style) if block.shortcut else None
         self.names = tuple(unit.name for unit in block.units)
         self.stride = block.stride
+        self.new_channels = width - in_channels
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, T, H, W) to (N, C', T', H', W')."""
-        t, h, w = self.stride
-        shortcut = x[:, :, ::t, ::h, ::w] if self.downsample is None else self.downsample(x)
+        shortcut = self._subsampled(x) if self.downsample is None else self.downsample(x)
         for name in self.names:
             x = self.get_submodule(name)(x)
         return F.relu(x + shortcut)
+
+    def _subsampled(self, x: Tensor) -> Tensor:
+        t, h, w = self.stride
+        x = x[:, :, ::t, ::h, ::w]
+        return F.pad(x, (0, 0, 0, 0, 0, 0, 0, self.new_channels)) if self.new_channels else x
 
 
 class ResNet3D(nn.Module):
@@ -44,7 +52,7 @@ class ResNet3D(nn.Module):
 
     Its `state_dict` has the canonical names of `vidweights.families.resnet3d.tensors`. Clips are (N, C, T, H, W) of
     the floating dtype of the weights, in the range and channel order that the weights' `config.json` states; any H
-    and W, and any T that the strides and pools of the variant leave a frame of.
+    and W, and any T that the strides and pools of the variant leave a frame of (for R2D exactly `config.frames`).
 
     Args:
         config: depth, classes, variant, and what the released code does.
@@ -114,7 +122,17 @@ class ResNet3D(nn.Module):
         Raises:
             InputError: the dtype, or the number of axes, channels or frames does not fit.
         """
-        return self._classify(self.features(x).mean((2, 3, 4)))
+        features = self.features(x)
+        if self.config.head_window is not None:
+            self._check_window(features)
+            features = F.avg_pool3d(features, self.config.head_window, stride=1)
+        # The head is linear: the mean of the scores is the score of the mean.
+        return self._classify(features.mean((2, 3, 4)))
+
+    def _check_window(self, features: Tensor) -> None:
+        found, window = tuple(features.shape[2:]), self.config.head_window
+        if any(n < k for n, k in zip(found, window or ())):
+            raise InputError(f"clip too small: {found} (T, H, W) is left of it where the head averages {window}")
 
     def features(self, x: Tensor) -> Tensor:
         """The output of the last block: (N, C, T, H, W) to (N, C', T', H / 32, W / 32).
@@ -123,6 +141,10 @@ class ResNet3D(nn.Module):
             InputError: as for `forward`.
         """
         check_clip(x, next(self.parameters()).dtype, self.config.in_channels, "")
+        if self.config.frames not in (None, x.shape[2]):
+            raise InputError(
+                f"the clip has {x.shape[2]} frames; expected {self.config.frames}, since the frames of R2D are channels"
+            )
         for name, module in self.named_children():
             if name in (HEAD, "dropout"):
                 continue

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vidweights.families import units as family
 from vidweights.families.units import Triple
 
-Rule = Literal["same", "symmetric", "ceil"]
+Rule = Literal["same", "symmetric", "ceil", "none"]
 Pads = list[tuple[int, int]]  # (before, behind) of each axis
 
 
@@ -27,8 +27,8 @@ class Padding:
     """How a network pads (T, H, W).
 
     Attributes:
-        time, space: `same` as TensorFlow, `symmetric` for half the kernel on both sides; `ceil` is `symmetric`, but
-            max-pools with a stride are not padded and round the size up.
+        time, space: `same` as TensorFlow, `symmetric` for half the kernel on both sides, `none`; `ceil` is `symmetric`,
+            but max-pools with a stride are not padded and round the size up.
         replicate: whether the first and the last frame are repeated where a convolution pads in time; zeros if not.
     """
 
@@ -63,7 +63,7 @@ def _pads(x: Tensor, kernel: Triple, stride: Triple, padding: Padding, *, pool: 
             pads.append((0, max((outputs - 1) * s + k - n, 0)))
         else:
             # A pool of even length has no middle; it takes whole windows only.
-            pads.append((k // 2, k // 2) if k % 2 else (0, 0))
+            pads.append((k // 2, k // 2) if k % 2 and rule != "none" else (0, 0))
     return pads
 
 
@@ -72,7 +72,7 @@ class Conv(nn.Conv3d):
 
     def __init__(self, in_channels: int, unit: family.Unit, padding: Padding) -> None:
         super().__init__(in_channels, unit.channels, unit.kernel, unit.stride, bias=unit.bias)
-        self.rule = padding
+        self.rule = replace(padding, time="none") if unit.folded else padding
 
     def reset_parameters(self) -> None:
         """Draw the weights anew."""
@@ -162,7 +162,7 @@ class Unit(nn.Module):
     def __init__(self, in_channels: int, unit: family.Unit, style: Style) -> None:
         super().__init__()
         self.conv = Conv(in_channels, unit, style.padding)
-        self.bn = BatchNorm(unit.channels, style.epsilon, style.momentum)
+        self.bn = BatchNorm(unit.channels, unit.epsilon or style.epsilon, style.momentum)
         self.relu = unit.relu
 
     def forward(self, x: Tensor) -> Tensor:
@@ -172,7 +172,7 @@ class Unit(nn.Module):
 
 
 def build_unit(in_channels: int, unit: family.Unit, style: Style) -> nn.Module:
-    """The module of a unit; a factorised one has the children `spatial` and `temporal`."""
+    """The module of a unit; a factorised one has the children `spatial` and `temporal`, in the order of the table."""
     if unit.planes is None:
         return Unit(in_channels, unit, style)
     halves, width = OrderedDict[str, nn.Module](), in_channels
