@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import click
 
 from vidweights import dialects, home, images, pretrained
 from vidweights.families import FAMILIES
+from vidweights.families.cost import cost
+from vidweights.families.resnet import DEPTHS
+from vidweights.families.resnet3d import PAPER, RESNET3D, named, paper
 from vidweights.folder import shown_input
 from vidweights.images import ImageWeights
-from vidweights_cli.output import json_option, print_json
+from vidweights_cli.output import json_option, print_json, table
 
 
 @click.command("info")
@@ -19,9 +23,14 @@ from vidweights_cli.output import json_option, print_json
 def command(name: str | None, as_json: bool) -> None:
     """What is known of the release NAME: files and hashes, input, labels, licence, accuracy, where it is kept.
 
-    NAME may also be that of 2D weights (resnet18), which `vidweights inflate` takes. Without NAME: where vidweights
-    keeps things, which families and dialects it knows, and the names of 2D weights.
+    NAME may also be that of 2D weights (resnet18), which `vidweights inflate` takes; or that of networks (resnet3d,
+    r2plus1d, r2plus1d_34): then their parameters, operations and the size of what they put out are printed. Without
+    NAME: where vidweights keeps things, which families and dialects it knows, and the names of 2D weights.
     """
+    networks = _networks(name) if name else None
+    if networks is not None:
+        print_json([asdict(each) for each in networks]) if as_json else _show_networks(networks)
+        return
     if name is None:
         facts = _machine()
     elif name in images.names():
@@ -32,6 +41,53 @@ def command(name: str | None, as_json: bool) -> None:
         print_json(facts)
     else:
         _show(facts)
+
+
+@dataclass(frozen=True)
+class _Network:
+    """A network of the R(2+1)D paper, and what it costs for clips of some lengths, 112 pixels high and wide."""
+
+    name: str
+    parameters: int
+    frames: dict[int, dict[str, Any]]
+
+
+_SIZE = 112
+_FRAMES = (8, 16)
+
+
+def _networks(name: str) -> list[_Network] | None:
+    """The networks that a family or a name means; None if it means none."""
+    chosen = {} if name == RESNET3D.name else named(name)
+    if chosen is None:
+        return None
+    variants = [chosen["variant"]] if "variant" in chosen else list(PAPER)
+    depths = [18] if not chosen else [chosen["depth"]] if "depth" in chosen else list(DEPTHS)
+    return [_network(variant, depth) for variant in variants for depth in depths]
+
+
+def _network(variant: str, depth: int) -> _Network:
+    costs = {frames: cost(paper(variant, depth, frames), (frames, _SIZE, _SIZE)) for frames in _FRAMES}
+    shown = {
+        frames: {"multiply_adds": one.multiply_adds, "output": one.output, "parameters": one.parameters}
+        for frames, one in costs.items()
+    }
+    return _Network(f"{variant}_{depth}", costs[_FRAMES[-1]].parameters, shown)
+
+
+def _show_networks(networks: list[_Network]) -> None:
+    click.echo(
+        "With 400 classes, as the R(2+1)D paper has them (arXiv 1711.11248): the middle planes by its formula, no pool "
+        f"behind the stem. Clips are {_SIZE} x {_SIZE}; a GFLOP is 10^9 multiplications, each with an addition."
+    )
+    headings = [f"{frames} frames: {what}" for frames in _FRAMES for what in ("GFLOPs", "last block")]
+    rows = []
+    for each in networks:
+        cells = [each.name, f"{each.parameters:,}"]
+        for one in each.frames.values():
+            cells += [f"{one['multiply_adds'] / 1e9:.1f}", " x ".join(map(str, one["output"]))]
+        rows.append(tuple(cells))
+    table(("network", "parameters", *headings), rows)
 
 
 def _machine() -> dict[str, Any]:

@@ -175,6 +175,28 @@ def _are_counts(value: object, length: int) -> bool:
     return isinstance(value, tuple) and len(value) == length and all(is_count(one, 1) for one in value)
 
 
+def named(name: str) -> dict[str, Any] | None:
+    """The values that a network's name gives: `r2plus1d` its variant, `r2plus1d_34` its depth too; None for others."""
+    variant, _, depth = name.partition("_")
+    if variant not in VARIANTS or (depth and depth not in map(str, resnet.DEPTHS)):
+        return None
+    return {"variant": variant, **({"depth": int(depth)} if depth else {})}
+
+
+def paper(variant: str, depth: int, frames: int, num_classes: int = 400) -> ResNet3DConfig:
+    """A network of the paper, for clips of so many frames: no pool behind the stem, zeros around the clip."""
+    folded = VARIANTS[variant].folded
+    return ResNet3DConfig(
+        depth=depth,
+        num_classes=num_classes,
+        variant=variant,
+        time_padding="zero",
+        stem_pool=False,
+        batch_norm_epsilon=1e-3,
+        stem_frames=frames if folded and frames != VARIANTS[variant].stem[0] else None,
+    )
+
+
 @dataclass(frozen=True)
 class Block3D:
     """A residual block; `stride` subsamples an input that is added as it is. Its units' names are relative to it."""
