@@ -103,8 +103,11 @@ def test_parameters_and_operations_are_those_that_torchvision_states(
 
 @pytest.mark.parametrize(
     ("variant", "frames"),
-    [("f-r2d", 16), ("r2d", 1), ("mc2", 16), ("mc3", 16), ("mc4", 8), ("mc5", 4), ("r3d", 2), ("r2plus1d", 2)]
-    + [("rmc2", 2), ("rmc3", 2), ("rmc4", 4), ("rmc5", 8)],
+    [
+        *(("f-r2d", 16), ("r2d", 1), ("r3d", 2), ("r2plus1d", 2)),
+        *(("mc2", 16), ("mc3", 16), ("mc4", 8), ("mc5", 4)),
+        *(("rmc2", 2), ("rmc3", 2), ("rmc4", 4), ("rmc5", 8)),
+    ],
 )
 def test_a_group_that_is_2d_keeps_the_time_and_every_group_from_conv3_halves_the_space(
     variant: str, frames: int
