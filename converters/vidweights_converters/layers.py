@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vidweights.families.i3d import HEAD
+from vidweights.models import units
 from vidweights.models.units import MaxPool, Unit
 
 Triple = tuple[int, int, int]
@@ -23,24 +23,30 @@ Triple = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Padding:
-    """TensorFlow's `SAME`, unless a fault changed it.
+    """How a layer pads.
 
     Attributes:
         moved: elements of (T, H, W) that pad before instead of behind.
-        symmetric: half the kernel on both sides, as ports without a notion of `SAME` do.
+        symmetric: half the kernel on both sides (a window of even length is not padded); TensorFlow's `SAME` if not.
         fill: the value that pads.
+        time: whether the time is padded too.
     """
 
     moved: Triple = (0, 0, 0)
     symmetric: bool = False
     fill: float = 0.0
+    time: bool = True
 
     def __call__(self, x: Tensor, kernel: Sequence[int], stride: Sequence[int]) -> Tensor:
         """Pad (N, C, T, H, W)."""
         pads: list[int] = []
-        for n, k, s, moved in zip(x.shape[2:], kernel, stride, self.moved):
+        for axis, (n, k, s, moved) in enumerate(zip(x.shape[2:], kernel, stride, self.moved)):
             total = max((-(-n // s) - 1) * s + k - n, 0)
-            before, behind = (k // 2, k // 2) if self.symmetric else (total // 2, total - total // 2)
+            if self.symmetric:
+                total = k - 1 if k % 2 else 0
+            if axis == 0 and not self.time:
+                total = 0
+            before, behind = total // 2, total - total // 2
             pads = [before + moved, behind - moved, *pads]  # F.pad takes the last axis first
         return F.pad(x, pads, value=self.fill)
 
@@ -63,7 +69,7 @@ class Norm:
 
 @dataclass(frozen=True)
 class Convolution:
-    """A convolution with the batch norm and the ReLU behind it; the head has neither, but a bias."""
+    """A convolution with the batch norm and the ReLU behind it; a head has neither, but a bias."""
 
     kernel: Tensor  # OIDHW
     bias: Tensor | None
@@ -93,7 +99,26 @@ class Pool:
         return F.max_pool3d(self.padding(x, self.kernel, self.stride), self.kernel, self.stride)
 
 
-Layer = Convolution | Pool
+@dataclass(frozen=True)
+class Dense:
+    """A fully connected head."""
+
+    matrix: Tensor  # OI
+    bias: Tensor | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map (N, C) to (N, classes)."""
+        return F.linear(x, self.matrix, self.bias)
+
+
+Layer = Convolution | Pool | Dense
+# What the heads of the families' networks are called.
+_HEADS = ("Logits", "fc")
+
+
+def head_of(model: nn.Module) -> str:
+    """The name of a network's head."""
+    return next(name for name in _HEADS if hasattr(model, name))
 
 
 def layers_of(model: nn.Module) -> dict[str, Layer]:
@@ -104,16 +129,23 @@ def layers_of(model: nn.Module) -> dict[str, Layer]:
 
 def _layer(name: str, module: nn.Module) -> Layer | None:
     if isinstance(module, MaxPool):
-        return Pool(module.kernel, module.stride)
+        return Pool(module.kernel, module.stride, _padding(module.rule, fill=-math.inf))
     if isinstance(module, Unit):
         bn = module.bn
         assert bn.running_mean is not None
         assert bn.running_var is not None
         norm = Norm(bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.eps)
-        return Convolution(module.conv.weight, None, norm, _triple(module.conv.stride), relu=True)
-    if name == HEAD and isinstance(module, nn.Conv3d):
+        conv, padding = module.conv, _padding(module.conv.rule)
+        return Convolution(conv.weight, conv.bias, norm, _triple(conv.stride), module.relu, padding)
+    if name in _HEADS and isinstance(module, nn.Conv3d):
         return Convolution(module.weight, module.bias, None, _triple(module.stride), relu=False)
+    if name in _HEADS and isinstance(module, nn.Linear):
+        return Dense(module.weight, module.bias)
     return None
+
+
+def _padding(rule: units.Padding, fill: float = 0.0) -> Padding:
+    return Padding(symmetric=rule.space == "symmetric", fill=fill, time=rule.time != "none")
 
 
 def _triple(values: Sequence[int]) -> Triple:

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vidweights.families.i3d import HEAD
 from vidweights.layout import Array
 from vidweights_converters.difference import finite, relative_difference
 from vidweights_converters.faults import CAUSES, EVERY_UNIT, Change
-from vidweights_converters.layers import Convolution, Layer, layers_of, replaced
+from vidweights_converters.layers import Convolution, Layer, head_of, layers_of, replaced
+from vidweights_converters.references.base import HEAD
 from vidweights_converters.report import Departure
 
 _ELSEWHERE = "none of the known mistakes; compare the tensors of this layer with the source's"
@@ -52,7 +52,7 @@ class _Replay:
 
     def __init__(self, model: nn.Module, clip: Tensor, endpoints: Mapping[str, Array]) -> None:
         self.model, self.clip = model, clip
-        self.expected = {name: torch.from_numpy(np.array(value, np.float32)) for name, value in endpoints.items()}
+        self.expected = {name: torch.from_numpy(np.array(value)).to(clip.dtype) for name, value in endpoints.items()}
         names = list(endpoints)
         self.inputs = dict(zip(names, [clip, *(self.expected[name] for name in names)]))
 
@@ -102,7 +102,8 @@ def _change(layers: Mapping[str, Layer], change: Change) -> dict[str, Layer] | N
 
 def _suspects(model: nn.Module, endpoint: str) -> Iterator[tuple[str, dict[str, Layer]]]:
     """What may be wrong at an endpoint: each of its layers alone, then all its units at once."""
-    layers = {n: layer for n, layer in layers_of(model).items() if f"{n}.".startswith(f"{endpoint}.")}
+    module = head_of(model) if endpoint == HEAD else endpoint
+    layers = {n: layer for n, layer in layers_of(model).items() if f"{n}.".startswith(f"{module}.")}
     yield from ((name, {name: layer}) for name, layer in layers.items())
     units: dict[str, Layer] = {name: layer for name, layer in layers.items() if isinstance(layer, Convolution)}
     if len(units) > 1:

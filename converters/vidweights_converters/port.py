@@ -334,7 +334,7 @@ class _Proof:
         self.clip = read_clip(request.clip, planned.config.in_channels) if request.clip else None
         self.scratch = tempfile.TemporaryDirectory(prefix="vidweights-")
         try:
-            self.selection = references.choose(checkpoint, self._tensorflow_source)
+            self.selection = references.choose(checkpoint, planned.source.name, planned.prefix, self._tensorflow_source)
         except BaseException:
             self.scratch.cleanup()
             raise

@@ -21,6 +21,7 @@ from vidweights.plan import Plan
 from vidweights.progress import Progress, silent
 from vidweights.run import stream
 from vidweights_converters.examine import (
+    EXACT_TOLERANCE,
     GAPS,
     LEAST_RATIO,
     LEAST_RESPONSE,
@@ -36,6 +37,7 @@ from vidweights_converters.written import network, tensors
 
 CRITERION = (
     f"max |ours - reference| <= tolerance * max |reference| for every clip and reference, with tolerance = "
+    f"{EXACT_TOLERANCE:g} in float64 where all references are of torch, else in float32 "
     f"max({LEAST_TOLERANCE:g}, {GAPS} x the reference's own float32-to-float64 gap); two unrelated clips differ by "
     f"{LEAST_RESPONSE:.0%} of the largest logit; every tensor has a gradient; every deliberate fault exceeds "
     f"{LEAST_RATIO} tolerances; the round trip to the source is bit-identical"
@@ -66,11 +68,12 @@ def validate(
     Raises:
         ValidationError: something did not hold; its `report` has the figures.
     """
-    clips = default_clips(config.config.in_channels)
+    clips = default_clips(config.config)
     clips += (NamedClip("given clip", clip),) if clip is not None else ()
     with formats.open_checkpoint(folder / config.main) as written:
         round_trip = compare_back(written, source, planned)
-        network = load(written, config)
+        exact = all(reference.framework == "torch" for reference in selection.references)
+        network = load(written, config, torch.float64 if exact else torch.float32)
     findings = examine(network, selection.references, clips, progress)
     report = Report(
         weights_sha256=dict(config.files),
@@ -104,9 +107,9 @@ def compare_back(written: Checkpoint, source: Checkpoint, planned: Plan) -> Roun
     return RoundTrip(len(keys), tuple(differing))
 
 
-def load(written: Checkpoint, config: FolderConfig) -> nn.Module:
-    """The network with exactly the tensors of a file, in float32 and evaluation mode."""
-    return network(config, tensors(written, config), torch.float32)
+def load(written: Checkpoint, config: FolderConfig, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The network with exactly the tensors of a file, in evaluation mode."""
+    return network(config, tensors(written, config), dtype)
 
 
 def failures(findings: Findings) -> Iterator[str]:

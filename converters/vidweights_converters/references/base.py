@@ -27,6 +27,11 @@ class Reference(Protocol):
         ...
 
     @property
+    def framework(self) -> str:
+        """Whose operators it runs: `tensorflow`, `flax` or `torch`."""
+        ...
+
+    @property
     def version(self) -> str:
         """The libraries that run it, with their versions; imports them."""
         ...

