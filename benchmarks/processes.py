@@ -25,7 +25,7 @@ class Measured:
 def run(command: Command) -> Measured:
     """Run a command to its end; it must succeed."""
     started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=_environment())
     peak = 0.0
     while process.poll() is None:
         peak = max(peak, _anonymous(process.pid))
@@ -35,6 +35,11 @@ def run(command: Command) -> Measured:
         assert process.stderr is not None
         raise SystemExit(f"{' '.join(command)} failed:\n{process.stderr.read().decode()}")
     return Measured(seconds, peak)
+
+
+def _environment() -> dict[str, str]:
+    """Ours, in which Python keeps what it has compiled, as an installation has it."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 def _anonymous(pid: int) -> float:

@@ -7,9 +7,13 @@ import os
 import pickle
 import pickletools
 import struct
+import tracemalloc
 from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -19,12 +23,24 @@ from hypothesis.extra import numpy as hnp
 
 from vidweights.dtypes import DTYPES
 from vidweights.errors import FormatError
-from vidweights.formats import pickles
+from vidweights.formats import opcodes, pickles
+from vidweights.formats.pickle_tree import PickleTree
 from vidweights.formats.pickles import describe, flatten, integer, text
+from vidweights.layout import Array
 
 
 def load(data: bytes) -> Any:
     return pickles.load(io.BytesIO(data), "x.pkl")
+
+
+@contextmanager
+def large(size: int) -> Iterator[None]:
+    """Bytes of so many or more stay in the file."""
+    with mock.patch.object(opcodes, "_LARGE", size):
+        yield
+
+
+SIZES = st.sampled_from([0, 1, 5, 1 << 12])
 
 
 class Calls:
@@ -90,6 +106,14 @@ def test_a_pickle_cannot_alter_what_it_is_given(instance: bytes) -> None:
         pickle.FRAME + struct.pack("<Q", 1 << 60) + pickle.NONE + pickle.STOP,
         pickle.NONE + pickle.LONG_BINPUT + struct.pack("<I", 0x7FFFFFFF) + pickle.STOP,
         pickle.LONG4 + struct.pack("<i", 0x7FFFFFFF) + b"\1",
+        pickle.LONG4 + struct.pack("<i", -1) + b"\1",
+        pickle.BINSTRING + struct.pack("<i", -1) + b"few" + pickle.STOP,
+        pickle.BINSTRING + struct.pack("<i", 1 << 30) + b"few" + pickle.STOP,
+        pickle.NONE + pickle.PUT + b"9\n" + pickle.STOP,
+        pickle.NONE + pickle.PUT + b"9" * 9999 + b"\n" + pickle.STOP,
+        pickle.GLOBAL + b"numpy\ndtype",
+        pickle.READONLY_BUFFER + pickle.STOP,
+        b"\xff" + pickle.STOP,
         b"cbuiltins\nbytearray\n" + integer(1 << 40) + pickle.TUPLE1 + pickle.REDUCE + pickle.STOP,
         pickle.EXT1 + b"\1" + pickle.STOP,
         pickle.NEXT_BUFFER + pickle.STOP,
@@ -149,15 +173,17 @@ def test_arrays_that_are_not_weights_are_described(array: Any) -> None:
     ),
     protocol=st.integers(0, 5),
     order=st.sampled_from(["C", "F", "reversed", "strided"]),
+    size=SIZES,
 )
-def test_arrays_of_every_protocol_and_order_are_read(array: Any, protocol: int, order: str) -> None:
+def test_arrays_of_every_protocol_and_order_are_read(array: Any, protocol: int, order: str, size: int) -> None:
     if order == "reversed":
         array = array.T
     elif order == "strided" and array.ndim:
         array = np.concatenate([array, array])[::2]
     elif order == "F":
         array = np.asfortranarray(array) if array.ndim else array
-    read = load(pickle.dumps(array, protocol)).read()
+    with large(size):
+        read = load(pickle.dumps(array, protocol)).read()
     assert read.dtype == array.dtype.newbyteorder("<")
     assert read.shape == array.shape
     assert read.flags.c_contiguous
@@ -186,10 +212,7 @@ def test_jax_arrays_and_frozen_dicts_are_read() -> None:
 
 def test_a_pickle_of_python_2_is_read() -> None:
     values = np.array([-1.5, 3e9, 0.1], "<f8")
-    raw = pickle.BINSTRING + struct.pack("<i", values.nbytes) + values.tobytes()  # str: protocol 2 had no bytes
-    head = b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85U\1b\x87R(K\1K\3\x85"
-    dtype = b"cnumpy\ndtype\nU\2f8K\0K\1\x87R(K\3U\1<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb\x89"
-    data = b"\x80\x02}U\4caf\xe9" + head[2:] + dtype + raw + b"tbs."
+    data = b"\x80\x02}U\4caf\xe9" + python_2_array(values) + b"s."
     assert np.array_equal(load(data)["caf\xe9"].read(), values)
     genuine = pickle.loads(data, encoding="latin1")
     assert np.array_equal(genuine["caf\xe9"], values)
@@ -209,24 +232,89 @@ def test_plain_values_are_those_of_pickle(protocol: int) -> None:
     assert load(pickle.dumps(value, protocol)) == value
 
 
-@given(cut=st.integers(0, 10_000), protocol=st.integers(0, 5))
-def test_a_cut_pickle_is_refused(cut: int, protocol: int) -> None:
+@given(cut=st.integers(0, 10_000), protocol=st.integers(0, 5), size=SIZES)
+def test_a_cut_pickle_is_refused(cut: int, protocol: int, size: int) -> None:
     data = pickle.dumps({"a": np.arange(9.0), "b": ["text", 1.5, (None,)]}, protocol)
-    with pytest.raises(FormatError, match=r"x\.pkl"):
+    with large(size), pytest.raises(FormatError, match=r"x\.pkl"):
         load(data[: cut % len(data)])
 
 
-@given(edits=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=4), protocol=st.integers(0, 5))
+@given(
+    edits=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=4),
+    protocol=st.integers(0, 5),
+    size=SIZES,
+)
 @settings(max_examples=300)
-def test_a_damaged_pickle_is_read_or_refused(edits: list[tuple[int, int]], protocol: int) -> None:
+def test_a_damaged_pickle_is_read_or_refused(edits: list[tuple[int, int]], protocol: int, size: int) -> None:
     data = bytearray(pickle.dumps({"a": np.arange(9.0), "b": ["text", 1.5, {1, 2}], "c": OrderedDict(x=1)}, protocol))
     for at, value in edits:
         data[at % len(data)] = value
     try:
-        for _, leaf in flatten(load(bytes(data))):
-            describe(leaf)
+        with large(size):
+            for _, leaf in flatten(load(bytes(data))):
+                describe(leaf)
     except FormatError:
         pass
+
+
+# What pickle writes for them has every opcode that it still writes.
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
+    | st.builds(bytearray, st.binary()),
+    lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text(), inner),
+)  # fmt: skip
+
+
+@given(value=VALUES, protocol=st.integers(0, 5), size=SIZES, before=st.binary(), behind=st.binary())
+def test_a_scan_ends_where_the_pickle_does_and_loses_nothing(
+    value: Any, protocol: int, size: int, before: bytes, behind: bytes
+) -> None:
+    data = pickle.dumps(value, protocol)
+    with large(size):
+        program = opcodes.scan(before + data + behind, len(before))
+    assert program.end == len(before) + len(data)
+    assert (program.opcodes is None) == (not program.buffers)
+    assert pickle.loads(program.opcodes or data, buffers=program.buffers) == value
+
+
+def python_2_array(array: Array) -> bytes:
+    """The opcodes of an array as Python 2 wrote them: its bytes are a str, since protocol 2 had no bytes."""
+    head: bytes = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85U\1b\x87R(K\1"
+    head += pickle.MARK + b"".join(integer(n) for n in array.shape) + pickle.TUPLE
+    code = array.dtype.str[1:].encode()
+    head += b"cnumpy\ndtype\nU\2" + code + b"K\0K\1\x87R(K\3U\1<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb\x89"
+    return head + pickle.BINSTRING + struct.pack("<i", array.nbytes) + array.tobytes() + b"tb"
+
+
+def test_large_arrays_of_python_2_stay_in_the_file(tmp_path: Path) -> None:
+    kernel, note = np.arange(1 << 20, dtype="<f4").reshape(1024, 1024), b"caf\xe9" * 2000
+    data = b"\x80\x02}U\5blobs}U\6conv_w" + python_2_array(kernel) + b"s"
+    data += b"U\4noteT" + struct.pack("<i", len(note)) + note + b"ss."
+    assert np.array_equal(pickle.loads(data, encoding="latin1")["blobs"]["conv_w"], kernel)
+    (tmp_path / "x.pkl").write_bytes(data)
+    tracemalloc.start()
+    tree = PickleTree(tmp_path / "x.pkl")
+    read = tree.read("blobs.conv_w")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < kernel.nbytes / 4
+    assert np.array_equal(read, kernel)
+    assert not read.flags.writeable
+    assert tree.others == {"blobs.note": "bytes of 8000"}
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        pickle.EMPTY_DICT + b"%s" + pickle.NONE + pickle.SETITEM,  # a name
+        b"%s" + text("eval") + pickle.STACK_GLOBAL,  # a module
+        b"%s" + pickle.BINPERSID,
+    ],
+)
+def test_large_bytes_are_nothing_but_data(use: bytes) -> None:
+    data = b"\x80\x04" + use.replace(b"%s", pickle.BINSTRING + struct.pack("<i", 5000) + b"x" * 5000) + pickle.STOP
+    with pytest.raises(FormatError):
+        list(flatten(load(data)))
 
 
 def test_leaves_are_named_by_their_path() -> None:

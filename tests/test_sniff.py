@@ -39,7 +39,8 @@ def test_every_format_that_is_written_is_recognised_under_any_name(tmp_path: Pat
     if container != "tf":  # a bundle is two files that name each other
         path = path.rename(tmp_path / "weights.jpg")
     with formats.open_checkpoint(path) as checkpoint:
-        assert checkpoint.format == container
+        # Flax, Caffe2 and others write pickles, and no byte tells whose one is.
+        assert checkpoint.format == ("pickle" if container == "flax" else container)
         (found,) = checkpoint.tensors
         np.testing.assert_array_equal(checkpoint.read(found), WEIGHTS)
 
@@ -57,7 +58,7 @@ def test_a_file_is_not_finished_before_its_last_tensor(tmp_path: Path, container
 @pytest.mark.parametrize("protocol", range(6))
 def test_a_pickle_of_any_protocol_is_recognised(tmp_path: Path, protocol: int) -> None:
     (tmp_path / "x").write_bytes(pickle.dumps({"w": WEIGHTS}, protocol))
-    assert formats.sniff(tmp_path / "x") == "flax"
+    assert formats.sniff(tmp_path / "x") == "pickle"
     with formats.open_checkpoint(tmp_path / "x") as checkpoint:
         np.testing.assert_array_equal(checkpoint.read("w"), WEIGHTS)
 

@@ -35,7 +35,7 @@ READERS: Mapping[str, str] = {
     "torch": "torch_zip:TorchZip",
     "torch-legacy": "torch_legacy:TorchLegacy",
     "h5": "hdf5:Hdf5File",
-    "flax": "pickle_tree:PickleTree",
+    "pickle": "pickle_tree:PickleTree",
     "npz": "npz:NpzFile",
 }
 WRITERS: Mapping[str, str] = {

@@ -1,4 +1,4 @@
-"""Pickled trees of numpy arrays: how Flax variables, and many older checkpoints, are kept.
+"""Pickled trees of numpy arrays: how the variables of Flax, the blobs of Caffe2 and many older checkpoints are kept.
 
 Format: Lib/pickletools.py of CPython (the opcodes); numpy/_core/src/multiarray/methods.c (`array_reduce`,
 `array_setstate`: how an array is pickled).
@@ -28,14 +28,14 @@ class PickleTree(Checkpoint):
     A key is the path to the array, its levels joined by dots, since a level of a Flax tree may have slashes in its
     name: `params.Mixed_5b.Branch_2/Conv3d_0b_3x3.Conv_0.kernel`. Elements of a list or tuple count from 0.
 
-    A pickle cannot be read in part: opening one holds the bytes of all its arrays in memory, once, and `read` gives
-    views of them.
+    Large arrays are memory-mapped. (Python 3 wrote them as text in protocols 0 to 2, and protocol 0 always did; those
+    are held in memory.)
 
     Raises:
         FormatError: the pickle asks for anything but data (nothing is run), is truncated, or is inconsistent.
     """
 
-    format = "flax"
+    format = "pickle"
 
     def __init__(self, path: Path) -> None:
         self.path, self.files = path, (path,)
@@ -49,15 +49,15 @@ class PickleTree(Checkpoint):
         self.tensors = {key: TensorInfo(key, array.shape, array.dtype) for key, array in self._arrays.items()}
 
     def read(self, key: str) -> Array:
-        """The tensor, a read-only view where the file has it in C order and little-endian."""
+        """The tensor, a read-only view where the file has it in C order and little-endian; it may not be aligned."""
         return self._arrays[key].read()
 
 
 def _load(path: Path) -> Any:
     if not path.stat().st_size:
         raise FormatError(f"{path} is empty; download it again.")
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return pickles.load(data, str(path))
+    with path.open("rb") as file:
+        return pickles.load(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), str(path))
 
 
 class FlaxPickleWriter(Writer):

@@ -2,41 +2,36 @@
 
 A pickle is a program for a small machine. Ours knows the few classes and functions that arrays and tensors need, and
 gives the file stand-ins of our own for them; whatever else a pickle asks for ends the reading. The machine itself is
-Python's (`pickle.Unpickler`), and a first pass over the opcodes (`pickletools`) bounds what it may be asked to
-allocate.
+Python's (`pickle.Unpickler`); a first pass over the opcodes (`vidweights.formats.opcodes`) bounds what it may be asked
+to allocate, and leaves large bytes where they are.
 """
 
 from __future__ import annotations
 
+import io
 import math
+import mmap
 import pickle
-import pickletools
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from vidweights.dtypes import DTYPES
 from vidweights.errors import FormatError
+from vidweights.formats import opcodes
 from vidweights.formats.base import checked_key, checked_shape
 from vidweights.layout import Array, Shape
 
 # Bounds that no real checkpoint comes near; they keep a small hostile file from filling the memory.
-_MAX_OPCODES = 5_000_000
 _MAX_ENTRIES = 1_000_000
 _MAX_DEPTH = 100
 _MAX_KEY = 1000
 
 
-class File(Protocol):
-    """What reading a pickle needs of a file: an open `mmap` or a `BytesIO`, whose `read` never exceeds the end."""
-
-    def read(self, size: int = -1, /) -> bytes: ...  # noqa: D102
-    def readline(self) -> bytes: ...  # noqa: D102
-    def tell(self) -> int: ...  # noqa: D102
-    def seek(self, offset: int, whence: Literal[0, 2] = 0, /) -> Any: ...  # noqa: D102
-
+# Where a pickle is read from.
+File = io.BytesIO | mmap.mmap
 
 # What stands for a global of the file: a string where only its name matters, a type of ours, or a function of ours.
 Globals = Mapping[tuple[str, str], Any]
@@ -129,11 +124,11 @@ def _checked_dtype(dtype: Any) -> NumpyDtype:
     return dtype
 
 
-def _raw(data: Any) -> bytes | bytearray:
-    """Bytes as Python 3 has them; Python 2 wrote them as a string, which arrives here decoded as latin-1."""
+def _raw(data: Any) -> bytes | bytearray | memoryview:
+    """Bytes as Python 3 has them; Python 2 wrote them as a string, which arrives here decoded as latin-1 if short."""
     if isinstance(data, str):
         return data.encode("latin1")
-    if not isinstance(data, (bytes, bytearray)):
+    if not isinstance(data, (bytes, bytearray, memoryview)):
         raise FormatError(f"an array of the pickle is stored as {type(data).__name__}; expected bytes")
     return data
 
@@ -166,12 +161,12 @@ def _jax_array(function: Any, args: Any, state: Any, *_: Any) -> NumpyArray:
     return array  # type: ignore[no-any-return]
 
 
-def _bytes(*args: Any) -> bytes:
+def _bytes(*args: Any) -> bytes | memoryview:
     """`_codecs.encode(text, "latin1")`, `bytes()`: how old protocols write bytes."""
     match args:
         case ():
             return b""
-        case (bytes() as data,):
+        case (bytes() | memoryview() as data,):
             return data
         case (str() as text, "latin1" | "latin-1"):
             return text.encode("latin1")
@@ -230,8 +225,10 @@ DATA: Globals = {
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: File, known: Globals, persistent_load: Callable[[Any], Any] | None) -> None:
-        super().__init__(file, encoding="latin1")
+    def __init__(
+        self, file: File, known: Globals, persistent_load: Callable[[Any], Any] | None, buffers: Iterable[memoryview]
+    ) -> None:
+        super().__init__(file, encoding="latin1", buffers=buffers)
         self._known = known
         self._persistent_load = persistent_load
 
@@ -272,18 +269,18 @@ def load(file: File, name: str, *, known: Globals = DATA, persistent_load: Calla
         persistent_load: resolves the references to data outside of the pickle.
 
     Returns:
-        dicts (`Record`), lists, tuples, scalars, `NumpyArray`s and whatever `known` builds.
+        dicts (`Record`), lists, tuples, scalars, `NumpyArray`s and whatever `known` builds. Large arrays, and large
+        bytes by themselves (a `memoryview`), are views of the file.
 
     Raises:
         FormatError: it asks for something that is not data, is truncated, or claims more than the file has.
     """
     start = file.tell()
     try:
-        _scan(file)
-        end = file.tell()
-        file.seek(start)
-        value = _Unpickler(file, known, persistent_load).load()
-        file.seek(end)
+        program = opcodes.scan(file if isinstance(file, mmap.mmap) else file.getvalue(), start)
+        run = file if program.opcodes is None else io.BytesIO(program.opcodes)
+        value = _Unpickler(run, known, persistent_load, program.buffers).load()
+        file.seek(program.end)
     except FormatError as error:
         raise FormatError(f"{name} was not read: {error}") from None
     except Exception as error:  # a damaged program can fail in any way that Python's operations can
@@ -291,22 +288,6 @@ def load(file: File, name: str, *, known: Globals = DATA, persistent_load: Calla
             f"{name} is not a whole pickle ({error or type(error).__name__}); download it again or ask its author."
         ) from error
     return value
-
-
-def _scan(file: File) -> None:
-    """Pass over the opcodes, so that neither a length nor a memo index exceeds what the file can fill."""
-    start = file.tell()
-    file.seek(0, 2)
-    size = file.tell()
-    file.seek(start)
-    opcodes: Iterator[tuple[Any, Any, Any]] = pickletools.genops(file)  # type: ignore[arg-type]
-    for count, (opcode, argument, _) in enumerate(opcodes):
-        if count > _MAX_OPCODES:
-            raise FormatError(f"the pickle has more than {_MAX_OPCODES:,} opcodes; expected tensors, not loose values")
-        if opcode.name == "FRAME" and argument > size - file.tell():
-            raise FormatError(f"a frame of the pickle claims {argument:,} bytes; the file has {size - file.tell():,}")
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > count:
-            raise FormatError(f"the pickle's memo has an entry {argument:,} after {count:,} opcodes")
 
 
 def flatten(tree: Any) -> Iterator[tuple[str, Any]]:
@@ -344,7 +325,7 @@ def _children(value: Any) -> list[tuple[str, Any]]:
     return []
 
 
-_PLAIN = (bool, int, float, complex, str, bytes)
+_PLAIN = (bool, int, float, complex, str, bytes, memoryview)
 
 
 def _level(key: Any) -> str:
@@ -374,8 +355,9 @@ def describe(leaf: Any) -> str:
             return str(leaf).encode("ascii", "backslashreplace").decode()
         case str():
             return repr(leaf if len(leaf) <= 60 else leaf[:57] + "...")
-        case dict() | list() | tuple() | set() | frozenset() | bytes() | bytearray():
-            return f"{'dict' if isinstance(leaf, dict) else type(leaf).__name__} of {len(leaf)}"
+        case dict() | list() | tuple() | set() | frozenset() | bytes() | bytearray() | memoryview():
+            name = {Record: "dict", _Ordered: "dict", memoryview: "bytes"}.get(type(leaf), type(leaf).__name__)
+            return f"{name} of {len(leaf)}"
     return type(leaf).__name__
 
 

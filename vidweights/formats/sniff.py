@@ -78,9 +78,9 @@ def sniff(path: Path) -> str:
 def _pickle(head: bytes, tail: bytes) -> str | None:
     """The format of a file that is a pickle, or begins with one."""
     if head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5"):
-        return "torch-legacy" if _LONG1_MAGIC in head[:32] else "flax"
+        return "torch-legacy" if _LONG1_MAGIC in head[:32] else "pickle"
     if tail[-1:] == b"." and _OLD_PICKLE.match(head):
-        return "flax"
+        return "pickle"
     return None
 
 

