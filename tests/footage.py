@@ -23,13 +23,13 @@ CODECS = {
 
 
 def counting(count: int, height: int = 48, width: int = 64) -> NDArray[np.uint8]:
-    """Frames that tell their own number: frame i is grey of 2i, so that lossy codecs keep it apart from the next."""
-    return np.broadcast_to((2 * np.arange(count, dtype=np.uint8))[:, None, None, None], (count, height, width, 3))
+    """At most 64 frames that tell their own number: frame i is grey of 4i, which lossy codecs keep apart."""
+    return np.broadcast_to((4 * np.arange(count, dtype=np.uint8))[:, None, None, None], (count, height, width, 3))
 
 
 def numbers(frames: Any) -> list[int]:
     """The numbers of counting frames (T, H, W, 3)."""
-    return [round(float(np.asarray(frame)[8:-8, 8:-8].mean()) / 2) for frame in frames]
+    return [round(float(np.asarray(frame)[8:-8, 8:-8].mean()) / 4) for frame in frames]
 
 
 def write(
@@ -59,7 +59,7 @@ def write(
     with av.open(str(path), "w", options=options or {}) as container:
         stream: Any = container.add_stream(name, rate=rate)
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], pixels
-        for setting, value in settings.items():
+        for setting, value in {"bit_rate": 4_000_000, **settings}.items():
             setattr(stream.codec_context, setting, value)
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 1000)

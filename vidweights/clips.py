@@ -166,8 +166,10 @@ class ClipTransform:
         if size == (height, width):
             return image.float()
         rule = RESIZERS[self.preprocessing.resizer]
-        batch = image[None].float()
-        resized = F.interpolate(batch, size, mode="bilinear", align_corners=False, antialias=rule.antialias)[0]
+        # With antialiasing torch resizes 8-bit images as Pillow does, which rounds between the two axes too.
+        whole = rule.levels and rule.antialias and not image.is_floating_point()
+        batch = image[None].contiguous() if whole else image[None].float()
+        resized = F.interpolate(batch, size, mode="bilinear", align_corners=False, antialias=rule.antialias)[0].float()
         if self.preprocessing.channels == "flow":
             resized *= resized.new_tensor([size[1] / width, size[0] / height]).view(2, 1, 1)
         return resized if image.is_floating_point() or not rule.levels else resized.round()

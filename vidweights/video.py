@@ -203,7 +203,6 @@ class VideoFile:
         return self._decoded()
 
     def _decoded(self) -> Iterator[tuple[int, Any]]:
-        self._stream.thread_type = "AUTO"
         known, last = self.timeline.ticks, int(self.timeline.ticks[0])
         for number, frame in enumerate(self._container.decode(self._stream)):
             if self._counted:
@@ -218,8 +217,8 @@ def _video_stream(container: Any, path: Path) -> Any:
     cover = _av().stream.Disposition.attached_pic
     streams = [stream for stream in container.streams.video if not stream.disposition & cover]
     if not streams:
-        container.close()
         sound = " It has sound only." if container.streams.audio else ""
+        container.close()
         raise InputError(f"{path} has no video in it.{sound}")
     stream = streams[0]
     context = stream.codec_context
@@ -229,6 +228,7 @@ def _video_stream(container: Any, path: Path) -> Any:
     if context.width * context.height > _MOST_PIXELS:
         container.close()
         raise FormatError(f"{path} says that its frames are {context.width}x{context.height}; it is not to be trusted")
+    stream.thread_type = "AUTO"
     context.options = {"max_pixels": str(_MOST_PIXELS)}
     return stream
 
