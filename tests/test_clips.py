@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,25 @@ from numpy.typing import NDArray
 from vidweights import images
 from vidweights.clips import ClipTransform, Preprocessing, moving_clip, noise_clip, read_clip
 from vidweights.errors import FormatError, InputError, UsageError
+from vidweights.preprocessing import RESIZERS
 
 torch = pytest.importorskip("torch")
 
 RGB, FLOW = Preprocessing(), Preprocessing(channels="flow")
 SMALL = Preprocessing(short_side=8, crop=6)
+# What torchvision's preset for its video ResNets says; the test below compares.
+VIDEO_CLASSIFICATION = Preprocessing(
+    size=(128, 171),
+    crop=112,
+    value_range=(0.0, 1.0),
+    mean=(0.43216, 0.394666, 0.37645),
+    std=(0.22803, 0.22145, 0.216989),
+    resizer="torchvision",
+    frames=16,
+    fps=15.0,
+    clips=5,
+    scores="softmax",
+)
 
 
 def frames(*shape: int, seed: int = 0) -> Any:
@@ -57,10 +72,17 @@ def bilinear(image: Any, height: int, width: int) -> Any:
         crop=st.integers(1, 128),
         value_range=st.tuples(st.floats(-2, 0), st.floats(0.5, 2)),
         frames=st.integers(1, 300),
-        fps=st.floats(0.5, 120),
+        fps=st.just("native") | st.floats(0.5, 120),
+        size=st.none() | st.tuples(st.integers(128, 512), st.integers(128, 512)),
+        resizer=st.sampled_from(sorted(RESIZERS)),
+        stride=st.integers(1, 8),
+        clips=st.integers(1, 10),
+        scores=st.sampled_from(["logits", "softmax"]),
+        short_videos=st.sampled_from(["refuse", "loop"]),
     )
 )
 @example(FLOW)
+@example(VIDEO_CLASSIFICATION)
 def test_preprocessing_survives_json(preprocessing: Preprocessing) -> None:
     assert Preprocessing.from_json(json.loads(json.dumps(preprocessing.to_json()))) == preprocessing
 
@@ -69,9 +91,38 @@ def test_the_json_of_a_release_without_mean_and_std_does_not_name_them() -> None
     assert list(RGB.to_json()) == ["channels", "short_side", "crop", "value_range", "flow_clamp", "frames", "fps"]
 
 
+def test_the_json_of_an_exact_size_names_no_shorter_side() -> None:
+    names = list(VIDEO_CLASSIFICATION.to_json())
+    assert "short_side" not in names
+    assert names[-4:] == ["size", "resizer", "clips", "scores"]  # stride is the usual one
+
+
+def test_the_shorter_side_of_an_exact_size_is_known() -> None:
+    assert VIDEO_CLASSIFICATION.short_side == 128
+    assert Preprocessing.from_json({**VIDEO_CLASSIFICATION.to_json(), "short_side": 128}) == VIDEO_CLASSIFICATION
+
+
 @pytest.mark.parametrize(
     "change",
-    [{"crop": "wide"}, {"crop": 300}, {"channels": "rgba"}, {"value_range": [1]}, {"mean": [1, 2]}, {"std": 1}],
+    [
+        {"crop": "wide"},
+        {"crop": 300},
+        {"channels": "rgba"},
+        {"value_range": [1]},
+        {"mean": [1, 2]},
+        {"std": 1},
+        {"size": [128]},
+        {"size": [200, 300]},
+        {"size": [300, 400]},
+        {"fps": "fast"},
+        {"fps": 0},
+        {"fps": float("nan")},
+        {"stride": 0},
+        {"clips": 0},
+        {"resizer": "nearest"},
+        {"scores": ["logits"]},
+        {"short_videos": "pad"},
+    ],
     ids=str,
 )
 def test_damaged_preprocessing_is_refused(change: dict[str, Any]) -> None:
@@ -186,6 +237,61 @@ def test_images_are_normalised_as_torchvision_does() -> None:
         clip = ClipTransform(preprocessing)(video)
         torch.testing.assert_close(clip.transpose(0, 1), expected, rtol=0, atol=1e-6)
         assert clip.std() > 1  # which the scaling alone would not make it
+
+
+@pytest.mark.parametrize("size", [(240, 320), (256, 340), (112, 150), (128, 171), (333, 251)], ids=str)
+@pytest.mark.parametrize("name", ["R3D_18_Weights", "MC3_18_Weights", "R2Plus1D_18_Weights"])
+def test_torchvision_makes_the_same_clip(name: str, size: tuple[int, int]) -> None:
+    if not importlib.util.find_spec("torchvision"):
+        pytest.skip("torchvision is not installed")
+    from torchvision_cpu import torchvision
+
+    theirs = torchvision.models.get_weight(f"{name}.KINETICS400_V1").transforms()
+    assert (theirs.mean, theirs.std) == (list(VIDEO_CLASSIFICATION.mean or ()), list(VIDEO_CLASSIFICATION.std or ()))
+    video = frames(3, *size, 3)
+    expected = theirs(torch.from_numpy(video.transpose(0, 3, 1, 2).copy()))
+    clip = ClipTransform(VIDEO_CLASSIFICATION)(video)
+    torch.testing.assert_close(clip, expected, rtol=0, atol=1e-6)
+    # The crop alone, one pixel beside, is seen.
+    beside = ClipTransform(replace(VIDEO_CLASSIFICATION, resizer="opencv"))(video)
+    assert (beside - expected).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("size", [(240, 320), (257, 341), (140, 125)], ids=str)
+def test_torchvision_on_pillow_images_makes_the_same_clip_but_for_one_level(size: tuple[int, int]) -> None:
+    image = pytest.importorskip("PIL.Image")
+    if not importlib.util.find_spec("torchvision"):
+        pytest.skip("torchvision is not installed")
+    from torchvision_cpu import torchvision
+
+    # As kenshohara/3D-ResNets-PyTorch@540a0ea prepares its frames: main.py, get_inference_utils.
+    functional = torchvision.transforms.functional
+    video = frames(2, *size, 3)
+    clip = ClipTransform(Preprocessing(short_side=112, crop=112, value_range=(0, 255), resizer="pillow"))(video)
+    for t in range(2):
+        theirs = functional.center_crop(functional.resize(image.fromarray(video[t]), 112), 112)
+        difference = abs(clip[:, t].numpy().transpose(1, 2, 0) - np.asarray(theirs))
+        assert difference.max() <= 1
+        assert (difference > 0).mean() < 0.02
+
+
+@pytest.mark.parametrize("size", [(240, 320), (257, 341), (141, 126)], ids=str)
+def test_pytorchvideo_makes_the_same_clip(size: tuple[int, int]) -> None:
+    package = importlib.util.find_spec("pytorchvideo")
+    if package is None or not package.submodule_search_locations:
+        pytest.skip("pytorchvideo is not installed")
+    # By itself: the package of transforms does not import beside torchvision from 0.17 on.
+    file = Path(package.submodule_search_locations[0]) / "transforms" / "functional.py"
+    spec = importlib.util.spec_from_file_location("pytorchvideo_functional", file)
+    assert spec is not None
+    assert spec.loader is not None
+    functional = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(functional)
+    video = frames(2, *size, 3)
+    whole = torch.from_numpy(video).permute(3, 0, 1, 2).float()
+    expected = functional.uniform_crop(functional.short_side_scale(whole, 128), 111, 1)
+    clip = ClipTransform(Preprocessing(short_side=128, crop=111, value_range=(0, 255), resizer="pytorchvideo"))(video)
+    torch.testing.assert_close(clip, expected, rtol=0, atol=1e-4)
 
 
 def test_bgr_images_are_normalised_as_keras_does() -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vidweights.errors import VidweightsError as VidweightsError
     from vidweights.models.inflated import inflate_module as inflate_module
     from vidweights.models.optimize import optimize as optimize
+    from vidweights.prediction import predict as predict
     from vidweights.pretrained import UnvalidatedWarning as UnvalidatedWarning
     from vidweights.pretrained import Weights as Weights
     from vidweights.pretrained import download as download
@@ -43,6 +44,7 @@ _PLACES = {
     "inflate_module": "vidweights.models.inflated",
     "port": "vidweights._converters",
     "validate": "vidweights._converters",
+    "predict": "vidweights.prediction",
 }
 
 __all__ = ["__version__", *_PLACES]  # noqa: PLE0604

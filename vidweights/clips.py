@@ -2,120 +2,56 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vidweights.errors import FormatError, InputError, UsageError
+from vidweights.errors import InputError
+from vidweights.footage import Footage, Source, open_footage
+from vidweights.preprocessing import CHANNELS, RESIZERS, Preprocessing, Rounding
+from vidweights.progress import Progress, silent
+from vidweights.sampling import Sampling, sample
 
 if TYPE_CHECKING:
     import torch
 
-_CHANNELS = {"rgb": 3, "bgr": 3, "flow": 2}
-_OPTIONAL = ("mean", "std")  # left out of the JSON where there is none
+__all__ = ["ClipTransform", "Preprocessing", "moving_clip", "noise_clip", "read_clip"]
 
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How a release turned video, or images, into its input. The defaults are DeepMind's for I3D.
-
-    Source: README.md of google-deepmind/kinetics-i3d, "Sample data and preprocessing"; the 64 frames are from
-    section 3.1 of arXiv 1705.07750.
-
-    Attributes:
-        channels: `rgb`, `bgr` (frames are given as RGB and reversed here), or `flow` (horizontal, then vertical
-            displacement).
-        short_side: frames are resized, bilinearly and with their proportions kept, until the shorter side has this
-            many pixels.
-        crop: height and width of the centre crop.
-        value_range: what the darkest and the brightest value become, or the extremes of the flow.
-        flow_clamp: displacements, in pixels of the resized frame, are cut at plus and minus this.
-        frames: length of the clips that the release was trained on; it takes others too.
-        fps: frames per second at which the video is sampled. That is left to whoever decodes it.
-        mean: subtracted, and `std` divided by, when the values are in `value_range`: one number for each channel, in
-            the order of `channels`. None: nothing is.
-    """
-
-    channels: Literal["rgb", "bgr", "flow"] = "rgb"
-    short_side: int = 256
-    crop: int = 224
-    value_range: tuple[float, float] = (-1.0, 1.0)
-    flow_clamp: float = 20.0
-    frames: int = 64
-    fps: float = 25.0
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-
-    def __post_init__(self) -> None:
-        low, high = self.value_range
-        counts = (self.crop, self.short_side - self.crop + 1, self.frames)
-        if self.channels not in _CHANNELS or min(counts) < 1 or min(self.fps, self.flow_clamp, high - low) <= 0:
-            raise UsageError(
-                f"{self}: expected channels 'rgb', 'bgr' or 'flow', 1 <= crop <= short_side, frames >= 1, "
-                "positive fps and flow_clamp, and a value_range that rises"
-            )
-        lengths = {len(numbers) for numbers in (self.mean, self.std) if numbers is not None}
-        if lengths - {_CHANNELS[self.channels]} or min(self.std or (1,)) <= 0:
-            raise UsageError(f"{self}: expected a mean and a positive std for each channel, or None")
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values, in their order; without `mean` and `std` where they are None."""
-        found = {name: value for name, value in asdict(self).items() if value is not None}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Preprocessing:
-        """Read back what `to_json` gave.
-
-        Raises:
-            FormatError: a field is unknown, missing, or not of its kind.
-        """
-        names = {field.name for field in fields(cls)}
-        missing, unknown = sorted(names - set(values) - set(_OPTIONAL)), sorted(set(values) - names)
-        if missing or unknown:
-            raise FormatError(f"preprocessing: missing {missing}, unknown {unknown}; expected {sorted(names)}")
-        try:
-            low, high = values["value_range"]
-            return cls(
-                channels=values["channels"],
-                short_side=int(values["short_side"]),
-                crop=int(values["crop"]),
-                value_range=(float(low), float(high)),
-                flow_clamp=float(values["flow_clamp"]),
-                frames=int(values["frames"]),
-                fps=float(values["fps"]),
-                **{name: tuple(map(float, values[name])) for name in _OPTIONAL if name in values},
-            )
-        except (TypeError, ValueError, UsageError) as error:
-            raise FormatError(f"preprocessing: {dict(values)} does not hold the expected values ({error})") from error
+_ROUND: dict[Rounding, Callable[[float], int]] = {
+    "down": math.floor,
+    "nearest": lambda x: math.floor(x + 0.5),
+    "up": math.ceil,
+    "even": round,
+}
 
 
 class ClipTransform:
-    """Turns decoded frames into one clip, as a `Preprocessing` says.
+    """Turns decoded frames, or a video, into clips, as a `Preprocessing` says.
 
-    Frames are resized bilinearly with half-pixel centres and without antialiasing, as OpenCV's `INTER_LINEAR` does
-    (`align_corners=False` in torch), and are not rounded back to 8 bits. DeepMind's README says bilinear and no more;
-    the library behind it was never released as it was used. Where the crop cannot be centred, the odd pixel is left
-    at the bottom or right.
+    Frames are resized bilinearly with half-pixel centres (`align_corners=False` in torch). What else there is to
+    choose (antialiasing, rounding to 8 bits, where the odd pixel goes) is that of the preprocessing's `resizer`.
+    DeepMind's README says bilinear and no more, and the library behind it was never released as it was used: `plain`
+    does not antialias, does not round, and leaves an odd pixel at the bottom or right.
 
-    A flow field that is resized is also multiplied by the same factor, since its values are pixels: the release
-    computed TV-L1 flow on frames of 25 per second that were resized already.
+    A flow field that is resized is also multiplied by the same factor, since its values are pixels: DeepMind computed
+    TV-L1 flow on frames of 25 per second that were resized already.
 
     Example:
-        >>> clip = ClipTransform(Preprocessing())(frames)  # uint8 (T, H, W, 3) -> float32 (3, T, 224, 224)
-        >>> logits = model(torch.stack([clip]))
+        >>> transform = ClipTransform(Preprocessing())
+        >>> logits = model(transform(frames)[None])  # uint8 (T, H, W, 3) -> float32 (3, T, 224, 224)
+        >>> logits = model(transform.video("video.mp4"))  # (N, 3, 64, 224, 224)
     """
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         self.preprocessing = preprocessing
 
     def __call__(self, frames: NDArray[Any] | torch.Tensor) -> torch.Tensor:
-        """Transform the frames of one clip, in time order and at the preprocessing's `fps`.
+        """Transform the frames of one clip, in time order and at the preprocessing's `fps` and `stride`.
 
         Args:
             frames: for RGB and BGR (T, H, W, 3), red first, uint8, or floats in [0, 255] and not scaled to [0, 1];
@@ -129,15 +65,81 @@ class ClipTransform:
         """
         import torch
 
-        pixels = _as_tensor(frames)
-        _check_shape(tuple(pixels.shape), _CHANNELS[self.preprocessing.channels])
-        _check_values(pixels, self.preprocessing.channels)
+        pixels = self._checked(frames)
         # One frame at a time: a long high-resolution video does not fit in memory as float32.
         return torch.stack([self._frame(frame) for frame in pixels], dim=1)
 
+    def video(
+        self,
+        source: Source,
+        *,
+        clips: int | None = None,
+        frames: int | None = None,
+        fps: float | None = None,
+        progress: Progress = silent,
+    ) -> torch.Tensor:
+        """The clips of a whole video, as the release samples them.
+
+        Args:
+            source: a video file (`vidweights.video` says which), or all frames of one: an array or tensor as `__call__`
+                takes it, an `.npy` file of one, or a folder of images (for flow, of `.npy` files (H, W, 2)).
+            clips: how many, evenly spaced (one is the middle of the video); as many as the release is measured with
+                if not given.
+            frames: how long each is; as the release was trained on if not given.
+            fps: the rate of frames that come without one (all but video files); the release's own if not given.
+            progress: told how many of the frames are done.
+
+        Returns:
+            float32 (clips, C, frames, crop, crop).
+
+        Raises:
+            InputError: the frames do not fit, or are too few for a clip and the release does not repeat them.
+            FormatError: the file is damaged, or is no video.
+            UnavailableError: PyAV, which decodes video, is not installed.
+        """
+        with open_footage(source, self.preprocessing, fps) as footage:
+            chosen = sample(footage.timeline, self.preprocessing, clips=clips, frames=frames)
+            return self.clips(footage, chosen, progress)
+
+    def clips(self, footage: Footage, chosen: Sampling, progress: Progress = silent) -> torch.Tensor:
+        """The clips of opened footage; each frame is decoded and transformed once, and no others are held.
+
+        Returns:
+            float32 (clips, C, frames, crop, crop).
+        """
+        import torch
+
+        wanted, places = np.unique(chosen.indices, return_inverse=True)
+        places = places.reshape(chosen.indices.shape)
+        crop, channels = self.preprocessing.crop, CHANNELS[self.preprocessing.channels]
+        count, length = chosen.indices.shape
+        out = torch.empty((count, channels, length, crop, crop))
+        brightest = 0.0
+        for done, frame in enumerate(footage.read(wanted)):
+            (pixels,) = self._checked(frame[None], whole=False)
+            if pixels.is_floating_point():
+                brightest = max(brightest, float(pixels.max()))
+            image = self._frame(pixels)
+            for clip, time in np.argwhere(places == done):
+                out[clip, :, time] = image
+            progress("frames", done + 1, len(wanted))
+        _check_scale(brightest, self.preprocessing.channels, f"the frames are floats of at most {brightest:.4g}")
+        return out
+
+    def _checked(self, frames: Any, *, whole: bool = True) -> torch.Tensor:
+        """Frames (T, H, W, C) as a tensor; of some of a clip, one cannot tell the scale from how bright they are.
+
+        Raises:
+            InputError: they do not fit.
+        """
+        pixels = _as_tensor(frames)
+        _check_shape(tuple(pixels.shape), CHANNELS[self.preprocessing.channels])
+        _check_values(pixels, self.preprocessing.channels, whole=whole)
+        return pixels
+
     def _frame(self, frame: torch.Tensor) -> torch.Tensor:
         """Map one frame (H, W, C) to (C, crop, crop)."""
-        return self._normalise(self._scale(self._crop(self._resize(frame.permute(2, 0, 1).float()))))
+        return self._normalise(self._scale(self._crop(self._resize(frame.permute(2, 0, 1)))))
 
     def _scale(self, image: torch.Tensor) -> torch.Tensor:
         """Bring the values into `value_range`, and the channels into their order."""
@@ -160,18 +162,29 @@ class ClipTransform:
         import torch.nn.functional as F
 
         height, width = image.shape[1:]
-        scale = self.preprocessing.short_side / min(height, width)
-        size = round(height * scale), round(width * scale)
+        size = self._size(height, width)
         if size == (height, width):
-            return image
-        resized = F.interpolate(image[None], size, mode="bilinear", align_corners=False)[0]
+            return image.float()
+        rule = RESIZERS[self.preprocessing.resizer]
+        # With antialiasing torch resizes 8-bit images as Pillow does, which rounds between the two axes too.
+        whole = rule.levels and rule.antialias and not image.is_floating_point()
+        batch = image[None].contiguous() if whole else image[None].float()
+        resized = F.interpolate(batch, size, mode="bilinear", align_corners=False, antialias=rule.antialias)[0].float()
         if self.preprocessing.channels == "flow":
             resized *= resized.new_tensor([size[1] / width, size[0] / height]).view(2, 1, 1)
-        return resized
+        return resized if image.is_floating_point() or not rule.levels else resized.round()
+
+    def _size(self, height: int, width: int) -> tuple[int, int]:
+        """The height and width to which a frame is resized."""
+        if self.preprocessing.size is not None:
+            return self.preprocessing.size
+        short = self.preprocessing.short_side
+        longer = _ROUND[RESIZERS[self.preprocessing.resizer].longer](short * max(height, width) / min(height, width))
+        return (short, longer) if height <= width else (longer, short)
 
     def _crop(self, image: torch.Tensor) -> torch.Tensor:
-        crop = self.preprocessing.crop
-        top, left = ((n - crop) // 2 for n in image.shape[1:])
+        crop, offset = self.preprocessing.crop, _ROUND[RESIZERS[self.preprocessing.resizer].offset]
+        top, left = (offset((n - crop) / 2) for n in image.shape[1:])
         return image[:, top : top + crop, left : left + crop]
 
 
@@ -204,24 +217,31 @@ def _check_shape(shape: tuple[int, ...], channels: int) -> None:
     raise InputError(f"the frames have shape {shape}; expected (T, H, W, {channels}).{advice}")
 
 
-def _check_values(pixels: torch.Tensor, channels: str) -> None:
+def _check_values(pixels: torch.Tensor, channels: str, *, whole: bool) -> None:
     import torch
 
-    channels = "flow" if channels == "flow" else "rgb"  # frames for a BGR network are given as RGB
+    flow = channels == "flow"
     kind = str(pixels.dtype).removeprefix("torch.")
-    if pixels.dtype == torch.uint8 and channels == "rgb":
+    if pixels.dtype == torch.uint8 and not flow:
         return
+    channels = "flow" if flow else "rgb"  # frames for a BGR network are given as RGB
     if not pixels.is_floating_point():
-        expected = "uint8 in [0, 255]" if channels == "rgb" else "floating-point displacements in pixels"
-        stored = "; flow stored as 8-bit images is x * 40 / 255 - 20" if channels == "flow" else ""
+        expected = "floating-point displacements in pixels" if flow else "uint8 in [0, 255]"
+        stored = "; flow stored as 8-bit images is x * 40 / 255 - 20" if flow else ""
         raise InputError(f"the {channels} frames are {kind}; expected {expected}{stored}")
     low, high = (float(v) for v in torch.aminmax(pixels))
     seen = f"the {channels} frames are {kind} with values from {low:.4g} to {high:.4g}"
     if not (np.isfinite(low) and np.isfinite(high)):
         raise InputError(f"{seen}; expected finite numbers")
-    if channels == "rgb" and (low < 0 or high > 255):
+    if not flow and (low < 0 or high > 255):
         raise InputError(f"{seen}; expected uint8, or floats in [0, 255]. Are they scaled already, or normalised?")
-    if channels == "rgb" and 0 < high <= 1:  # black frames are black in either scale
+    if whole:
+        _check_scale(high, channels, seen)
+
+
+def _check_scale(brightest: float, channels: str, seen: str) -> None:
+    """Refuse floats that are in [0, 1]; black frames are black in either scale."""
+    if channels != "flow" and 0 < brightest <= 1:
         raise InputError(
             f"{seen}; expected uint8, or floats in [0, 255]. They look scaled to [0, 1]: give the decoded frames "
             "as uint8, or multiply by 255."

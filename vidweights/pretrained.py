@@ -194,6 +194,22 @@ def _path(source: str | Path) -> Path:
     )
 
 
+def finished_folder(source: str | Path) -> Path:
+    """The finished folder of a name or a path, made now if a release is not on this machine yet.
+
+    Raises:
+        UsageError: `source` is neither, or a checkpoint outside a finished folder.
+        UnavailableError: the weights cannot be had.
+    """
+    path = _path(source)
+    if not (path / folder.CONFIG).is_file():
+        raise UsageError(
+            f"{path} is not in a finished folder, and says nothing of its input and its classes. "
+            "`vidweights inspect` says what it is, `vidweights port` makes a folder of it."
+        )
+    return path
+
+
 def _flat(name: str) -> UsageError:
     return UsageError(
         f"{name} is the name of 2D weights, not of a video network. To make one of them: vidweights inflate {name}"

@@ -26,6 +26,7 @@ _COMMANDS = {
     "port": ("port", "Port a released checkpoint into a finished folder, and prove that it matches."),
     "inflate": ("inflate", "Inflate 2D ImageNet weights into a 3D network, and prove that it computes the same."),
     "validate": ("validate", "Validate a finished folder again."),
+    "predict": ("predict", "What a network says of a video: the best classes and their labels."),
 }
 
 _EXIT_CODES = """\b
