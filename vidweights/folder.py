@@ -29,6 +29,7 @@ LICENCE = "LICENSE"
 NOTICE = "NOTICE"
 # 2: `labels` binds labels.txt, and `training` says who trained.
 _VERSION = 2
+_OBJECTS = ("input", "labels", "release", "inflation")  # of `config.json`, where they are there
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,8 @@ def read_config(folder: Path) -> FolderConfig:
     try:
         config = FAMILIES[data["family"]].configure(**data.pop("config"))
         source = SourceRecord(**data.pop("source"))
+        if wrong := [name for name in _OBJECTS if not isinstance(data.get(name) or {}, dict)]:
+            raise TypeError(f"{', '.join(wrong)}: expected an object")
         read = FolderConfig(config=config, source=source, **data)
         names = [str(name) for name in (read.main, *read.files, *dict(read.files).values())]
         sound = read.speaks.family is FAMILIES[read.family] and isinstance(read.main, str) and read.main in read.files

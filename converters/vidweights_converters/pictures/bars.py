@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vidweights_converters.equality_report import EqualityReport
-from vidweights_converters.pictures.canvas import BLACK, BLUE, GREY, LETTER, LIGHT, LINE, ORANGE, RED, Canvas, width_of
+from vidweights_converters.pictures.canvas import BLUE, GREY, LETTER, LIGHT, LINE, ORANGE, RED, Canvas, width_of
 
 if TYPE_CHECKING:
     from vidweights_converters.pictures.canvas import Colour
@@ -19,7 +19,7 @@ _WIDTH = 960
 _ROW = LINE + 4
 _MARGIN = 12
 _HIGHEST = 100.0  # what is further off than this fills its row
-_VALUE = width_of("0.0e-00") + _MARGIN
+_VALUE = width_of("0.0e-00") + 2 * _MARGIN
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,8 @@ class _Scale:
     @classmethod
     def of(cls, shown: Sequence[Panel]) -> _Scale:
         values = [v for panel in shown for v in (*panel.rows.values(), panel.tolerance) if 0 < v < math.inf]
-        low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(min(max(values), _HIGHEST)))
+        # A bar of the smallest error is to be seen as a bar.
+        low, high = math.floor(math.log10(min(values)) - 0.2), math.ceil(math.log10(min(max(values), _HIGHEST)))
         return cls(low, max(high, low + 1))
 
     def place(self, value: float, width: int) -> int:
@@ -109,6 +110,12 @@ class _Scale:
     def ticks(self) -> range:
         """The powers of ten that are labelled."""
         return range(self.low, self.high + 1, max(1, -(-(self.high - self.low) // 8)))
+
+
+def _figure(error: float) -> str:
+    if error > _HIGHEST:
+        return f">{_HIGHEST:g}"
+    return f"{error:.1e}" if error else "0"
 
 
 def _draw(canvas: Canvas, panel: Panel, scale: _Scale, top: int, left: int) -> None:
@@ -126,5 +133,5 @@ def _draw(canvas: Canvas, panel: Panel, scale: _Scale, top: int, left: int) -> N
         y = top + row * _ROW
         canvas.text(y, left - _MARGIN - width_of(name), name)
         canvas.fill(y, left, LINE - 2, max(scale.place(error, width), 1), panel.colour)
-        canvas.text(y, _WIDTH - _VALUE + _MARGIN // 2, f"{error:.1e}" if error else "0", BLACK)
+        canvas.text(y, _WIDTH - _VALUE + _MARGIN, _figure(error))
     canvas.fill(top - 2, left + scale.place(panel.tolerance, width), height, 2, RED)
