@@ -70,8 +70,8 @@ def test_each_release_states_licence_training_input_and_labels_with_their_source
     assert f"{len(release.labels)} classes" in section(text, "Labels")
     assert citation.link(release.label_source["source"]) in section(text, "Labels")
     if release.accuracy:
-        assert f"as published by {citation.shown(release.accuracy['published_by'])}" in section(text, "Accuracy")
-        assert "not measured again" in section(text, "Accuracy")
+        assert f"Published by {citation.shown(release.accuracy['published_by'])}" in section(text, "Accuracy")
+        assert "It was not measured again here" in section(text, "Accuracy")
     else:
         assert "None published." in section(text, "Accuracy")
 

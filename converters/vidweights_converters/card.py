@@ -122,8 +122,7 @@ def _render(config: FolderConfig, status: str, weights: str, checks: str) -> str
         status=status,
         example=_example(config),
         alone=_alone(config),
-        family=config.family,
-        config=_pairs(config.config.to_json()),
+        network=_network(config),
         weights=weights,
         dialect=f"`{config.dialect}` ({config.format})",
         training=_training(config),
@@ -201,8 +200,9 @@ def _alone(config: FolderConfig) -> str:
     )
 
 
-def _pairs(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in values.items())
+def _network(config: FolderConfig) -> str:
+    values = ", ".join(f"{key}={value}" for key, value in config.config.to_json().items())
+    return f"`{config.family}`: `{values}`"
 
 
 def _source(config: FolderConfig) -> str:
@@ -258,12 +258,12 @@ def _stated(licence: Mapping[str, Any] | None) -> str:
 def _accuracy(config: FolderConfig, accuracy: Mapping[str, Any]) -> str:
     if not accuracy or _random(config):
         return "None published."
-    of = "Of the 2D network: " if config.inflation is not None else ""
+    of = ", of the 2D network" if config.inflation is not None else ""
     rates = ", ".join(f"top-{n} {accuracy[f'top{n}']} %" for n in (1, 5) if f"top{n}" in accuracy)
     return (
-        f"{of}{rates} on {accuracy['dataset']}, as published by {shown(accuracy['published_by'])}; not measured again "
-        "here. What vidweights shows is that the weights compute what their source computes, not how often that is "
-        "right."
+        f"Published by {shown(accuracy['published_by'])}: {rates} on {accuracy['dataset']}{of}. It was not measured "
+        "again here: what vidweights shows is that the weights compute what their source computes, not how often that "
+        "is right."
     )
 
 
@@ -287,7 +287,8 @@ def _value(name: str, value: Any) -> str:
         return str(value).upper() if value in ("rgb", "bgr") else str(value)
     if name == "value_range":
         return " to ".join(f"{one:g}" for one in value)
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    values = value if isinstance(value, list | tuple) else [value]
+    return ", ".join(f"{one:g}" if isinstance(one, float) else str(one) for one in values)
 
 
 def _labels(config: FolderConfig) -> str:
