@@ -39,7 +39,7 @@ def read(path: Path) -> dict[str, Array]:
 
 def test_the_folder_has_weights_config_and_card(source: Path, tmp_path: Path) -> None:
     made = port(source, tmp_path / "out")
-    assert {p.name for p in made.iterdir()} == {"model.safetensors", "config.json", "README.md"}
+    assert {p.name for p in made.iterdir()} == {"model.safetensors", "config.json", "NOTICE", "README.md"}
     assert "Not validated" in (made / "README.md").read_text()
     config = folder.read_config(made)
     assert config.config == NARROW

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -56,6 +57,18 @@ def test_the_port_is_validated_against_both_references(made: Path) -> None:
     assert len(ratios) >= 10
     assert min(ratios) > 10
     assert report["round_trip"] == {"tensors": 230, "differing": []}
+
+
+def test_the_folder_is_the_one_that_the_card_in_model_cards_speaks_of(made: Path) -> None:
+    """If this fails: python -m vidweights_converters.cards --from FOLDER, with a folder that `port` made now."""
+    kept = Path(__file__).parents[1] / "model_cards" / NAME
+    for file in ("config.json", "kernels.png"):
+        assert (made / file).read_bytes() == (kept / file).read_bytes(), file
+    report = json.loads((made / "validation.json").read_text())
+    recorded = json.loads((kept / "validation.json").read_text())
+    for ours, theirs in zip(report["references"], recorded["references"], strict=True):
+        assert ours["layers"].keys() == theirs["layers"].keys()
+        assert max(ours["layers"].values()) < 1e-5
 
 
 def test_the_loaded_network_gives_the_logits_that_deepminds_code_gave(made: Path, shared: Path) -> None:
@@ -116,8 +129,7 @@ def test_a_damaged_network_fails_its_validation_and_the_layer_is_named(made: Pat
     tensors = load_file(made / "model.safetensors")
     name = "Mixed_4c.Branch_1.Conv3d_0b_3x3"
     tensors[f"{name}.conv.weight"] = np.ascontiguousarray(tensors[f"{name}.conv.weight"].swapaxes(3, 4))
-    broken = tmp_path / "broken"
-    broken.mkdir()
+    broken = Path(shutil.copytree(made, tmp_path / "broken"))
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((made / "config.json").read_text())
     config["files"]["model.safetensors"] = sha256_of(broken / "model.safetensors")

@@ -115,7 +115,7 @@ def inflate(
 def validate(
     folder: str | Path, *, weights: str | Path | None = None, clip: str | Path | None = None
 ) -> Mapping[str, Any]:
-    """Validate a finished folder again and renew its report.
+    """Check a finished folder, validate it again and renew its report and card.
 
     Args:
         folder: the folder, or the name of a release that is on this machine.
@@ -123,11 +123,12 @@ def validate(
         clip: an `.npy` file with a real clip, to use beside the seeded ones (`vidweights.clips.read_clip`).
 
     Returns:
-        The report, as in `validation.json`.
+        The report, as in `validation.json`: the one that is there where nothing here can run the source again.
 
     Raises:
+        IntegrityError: a file is not the one that `config.json` describes.
         ValidationError: the weights do not compute what the release computes.
-        UnavailableError: the source, or a framework to run it in, is not there.
+        UnavailableError: the source, or a framework to run it in, is not there, and neither is a report.
     """
     from vidweights_converters import revalidate
 
@@ -135,5 +136,5 @@ def validate(
         Path(folder),
         Path(weights) if weights is not None else None,
         Path(clip) if clip is not None else None,
-    ).to_json()
+    ).report.to_json()
     return report

@@ -1,13 +1,15 @@
 """A finished folder: weights, `config.json`, `labels.txt`, `validation.json` and the card, and how to read it back.
 
-`config.json` is the same on every machine for the same input. What was proved of the weights stands in
-`validation.json`, which names their SHA-256; without it, or with another hash, they count as unvalidated.
+`config.json` and `labels.txt` are the same on every machine for the same input. What was proved of the weights stands
+in `validation.json`, which names their SHA-256; without it, or with another hash, they count as unvalidated.
+docs/package.md says what each file holds.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +25,11 @@ CONFIG = "config.json"
 LABELS = "labels.txt"
 VALIDATION = "validation.json"
 CARD = "README.md"
-_VERSION = 1
+LICENCE = "LICENSE"
+NOTICE = "NOTICE"
+# 2: `labels` binds labels.txt, and `training` says who trained.
+_VERSION = 2
+_OBJECTS = ("input", "labels", "release", "inflation")  # of `config.json`, where they are there
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,8 @@ class FolderConfig:
         name: the catalog name, or the name that a person gave.
         files: {file name: SHA-256} of the weights.
         main: the file among them (for a TensorFlow bundle its `.index`) that is opened.
+        labels: the label order: how many lines `labels.txt` has, its SHA-256, and where the order was read; None
+            where no order is known, and there is no such file.
         release: provenance, licence, training data and published accuracy; None outside the catalog.
         inflation: for a network made of a 2D one: what it was made of, and how; None for a port.
     """
@@ -58,6 +66,7 @@ class FolderConfig:
     facts: Mapping[str, Any]
     source: SourceRecord
     input: Mapping[str, Any] | None = None
+    labels: Mapping[str, Any] | None = None
     release: Mapping[str, Any] | None = None
     inflation: Mapping[str, Any] | None = None
 
@@ -82,11 +91,26 @@ def provenance(release: Release) -> dict[str, Any]:
         "commit": release.commit,
         "paper": release.paper,
         "licence": dict(release.licence),
-        "training": release.training,
+        "training": dict(release.training),
         "accuracy": dict(release.accuracy),
         "input_source": release.input_source,
-        "labels": dict(release.label_source),
     }
+
+
+def label_bytes(labels: Sequence[str]) -> bytes:
+    """`labels.txt`: a class name a line, in the order of the logits."""
+    return "".join(f"{label}\n" for label in labels).encode()
+
+
+def label_record(labels: Sequence[str], source: str) -> dict[str, Any]:
+    """What `config.json` says of `labels.txt`."""
+    return {"count": len(labels), "sha256": hashlib.sha256(label_bytes(labels)).hexdigest(), "source": source}
+
+
+def write_labels(folder: Path, labels: Sequence[str], source: str) -> dict[str, Any]:
+    """Write `labels.txt`; returns what `config.json` says of it."""
+    (folder / LABELS).write_bytes(label_bytes(labels))
+    return label_record(labels, source)
 
 
 def shown_input(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,21 +125,24 @@ def json_text(value: Any) -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `json_text` into a new file."""
-    path.write_text(json_text(value), encoding="utf-8")
+    path.write_bytes(json_text(value).encode())  # the same line ends on every system
 
 
 def read_config(folder: Path) -> FolderConfig:
     """The `config.json` of a finished folder.
 
     Raises:
-        FormatError: it is missing, is not JSON, or is not ours.
+        FormatError: it is missing, is not JSON, is not ours, or is of another version.
     """
     data = _read_object(folder / CONFIG)
-    if data.pop("vidweights", None) != _VERSION:
-        raise FormatError(f"{folder / CONFIG} was not written by vidweights (no 'vidweights': {_VERSION}).")
+    version = data.pop("vidweights", None)
+    if version != _VERSION:
+        raise FormatError(f"{folder / CONFIG} {_other_version(version)}")
     try:
         config = FAMILIES[data["family"]].configure(**data.pop("config"))
         source = SourceRecord(**data.pop("source"))
+        if wrong := [name for name in _OBJECTS if not isinstance(data.get(name) or {}, dict)]:
+            raise TypeError(f"{', '.join(wrong)}: expected an object")
         read = FolderConfig(config=config, source=source, **data)
         names = [str(name) for name in (read.main, *read.files, *dict(read.files).values())]
         sound = read.speaks.family is FAMILIES[read.family] and isinstance(read.main, str) and read.main in read.files
@@ -127,6 +154,13 @@ def read_config(folder: Path) -> FolderConfig:
             "It is not from a source to trust."
         )
     return read
+
+
+def _other_version(version: Any) -> str:
+    if type(version) is not int:
+        return f"was not written by vidweights (no 'vidweights': {_VERSION})."
+    advice = "Make the folder again, with --overwrite" if version < _VERSION else "Upgrade vidweights"
+    return f"is of version {version}, and this vidweights reads version {_VERSION}. {advice}."
 
 
 def folder_of(path: Path) -> Path | None:

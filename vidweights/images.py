@@ -63,7 +63,7 @@ class ImageWeights:
     dialect: str
     input: Mapping[str, Any]
     resize: str
-    licence: Mapping[str, str]
+    licence: Mapping[str, Any]
     accuracy: Mapping[str, Any]
     training: str
     source: str

@@ -156,7 +156,7 @@ def _release(record: pretrained.Weights) -> dict[str, Any]:
         "also in": {f"package {c.package} {c.version}": f"{c.file}, SHA-256 {c.sha256}" for c in release.copies},
         "input": {**shown_input(release.input), "source": release.input_source},
         "labels": {"count": len(labels), "first": ", ".join(labels[:3]), **release.label_source},
-        "trained on": release.training,
+        "trained on": release.training["data"],
         "published accuracy": dict(release.accuracy) or "none",
         "licence": dict(release.licence),
         "facts": dict(FAMILIES[release.family].facts),

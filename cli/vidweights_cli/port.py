@@ -129,6 +129,8 @@ def _show(outcomes: tuple[Outcome, ...]) -> None:
         for fact in outcome.plan.differences if outcome.plan else ():
             click.echo(f"{outcome.request.name}: the {fact.fact.replace('_', ' ')} differs in the code of the target.")
             click.echo(f"  source  {fact.source}\n  target  {fact.target}")
+        for note in outcome.notes:
+            click.echo(f"{outcome.request.name}: {note}")
     if any(isinstance(outcome.error, UnavailableError) for outcome in outcomes):
         click.echo("To port one that is not here: vidweights port RELEASE --checkpoint NAME says what to fetch.")
 

@@ -1,15 +1,31 @@
-"""The model card of a finished folder: `README.md`, rendered from its `config.json` and `validation.json` alone."""
+"""The model card of a finished folder: `README.md`, rendered from its `config.json` and `validation.json` alone.
+
+A card ends with the SHA-256 of what vidweights wrote above that line. Where it does not fit any more, a person edited
+the card, and it is kept.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from string import Template
 from typing import Any
 
-from vidweights import dialects
-from vidweights.folder import CARD, FolderConfig, read_validation, shown_input
+from vidweights import catalog, dialects
+from vidweights.catalog import Release
+from vidweights.folder import (
+    CARD,
+    LABELS,
+    FolderConfig,
+    SourceRecord,
+    label_record,
+    provenance,
+    shown_input,
+)
+from vidweights_converters import metadata
+from vidweights_converters.citation import shown
 
 _STATUS = {
     None: "**Not validated.** Nobody has shown that these weights compute what their source computes.",
@@ -17,7 +33,13 @@ _STATUS = {
     True: "**Validated**: it computes what its source computes; the figures are under *What was checked*.",
 }
 _NOT_PRETRAINED = "**Not pretrained.** It was made of random weights, to try the job; it knows nothing."
-
+_UNSEEN: Mapping[catalog.Verified, str] = {
+    "names only": "**Not yet seen: names and shapes only.** They were read in what the publisher shows; the released "
+    "file itself was not at hand when this was written.",
+    "code": "**Not yet seen.** The port was held to the logits of the released code on weights drawn by a seed; the "
+    "released file itself was not at hand when this was written.",
+    "port": "**Ported and validated here**; the report is not kept with this card.",
+}
 
 # What a promise says of an inflated network, in one sentence.
 _PROMISES = {
@@ -32,35 +54,91 @@ _PROMISES = {
     "initialisation only": "its tensors are those of its 2D source, but it computes something else: an initialisation",
 }
 
+_STAMP = "<!-- Written by vidweights; a card that was edited is kept. SHA-256 of the text above: {sha256} -->\n"
+_NO_STATEMENT = "no statement by the publisher | -"
 
-def write(folder: Path, config: FolderConfig) -> None:
-    """Write the card of a folder."""
-    (folder / CARD).write_text(render(config, read_validation(folder, config)), encoding="utf-8")
+
+def renewed(folder: Path, text: str, *, overwrite: bool = False) -> str | None:
+    """What the card of a folder is to become: the text, or None if a person edited the card that is there.
+
+    Args:
+        folder: where the card is, or will be.
+        text: a card as `render` gives it.
+        overwrite: whether an edited card is replaced too.
+    """
+    path = folder / CARD
+    return None if not overwrite and path.is_file() and edited(path.read_text(encoding="utf-8")) else text
+
+
+def edited(text: str) -> bool:
+    """Whether a card is not, to the letter, one that vidweights wrote."""
+    body, mark, _ = text.rpartition(_STAMP.split("{", maxsplit=1)[0])
+    return not mark or text != _stamped(body)
+
+
+def _stamped(body: str) -> str:
+    return body + _STAMP.format(sha256=hashlib.sha256(body.encode()).hexdigest())
 
 
 def render(config: FolderConfig, validation: Mapping[str, Any] | None) -> str:
     """The card as Markdown with the hub's metadata block before it."""
+    return _render(config, _status(config, validation), _weights(config), _checks(config, validation))
+
+
+def of_release(release: Release) -> str:
+    """The card of a catalogued release that nobody has packed here."""
+    command = f"vidweights port {release.name} --weights FILE"
+    status = f"{_UNSEEN[release.verified]} `{command}` ports and proves the one that you have."
+    return _render(_planned(release), status, f"not packed here; `{command}` makes them", "Nothing yet.")
+
+
+def _planned(release: Release) -> FolderConfig:
+    """What `config.json` will say of a release, as far as that is known before its file is there."""
+    native = dialects.native(release.family)
+    return FolderConfig(
+        name=release.name,
+        family=release.family,
+        config=release.config,
+        dialect=native.name,
+        format="safetensors",
+        main="",
+        files={},
+        facts=native.all_facts,
+        source=SourceRecord(release.dialect, "", {file.name: file.sha256 or "" for file in release.files}, ""),
+        input=dict(release.input),
+        labels=label_record(release.labels, release.label_source["source"]) if release.label_source else None,
+        release=provenance(release),
+    )
+
+
+def _render(config: FolderConfig, status: str, weights: str, checks: str) -> str:
     release = config.release or {}
-    licence = release.get("licence", {})
+    licence, training = release.get("licence") or {}, release.get("training") or {}
+    # The title of a release is its own; an inflated network is not the 2D one whose title is known.
+    title = config.name if config.inflation is not None else release.get("title", config.name)
     body = Template(resources.files("vidweights_cards").joinpath("template.md").read_text(encoding="utf-8"))
-    return _metadata(config, licence) + body.substitute(
-        # That of a release is its own; an inflated network is not the 2D one whose title is known.
-        title=config.name if config.inflation is not None else release.get("title", config.name),
+    text = body.substitute(
+        title=title,
+        status=status,
         example=_example(config),
-        status=_status(config, validation),
-        family=config.family,
-        config=_pairs(config.config.to_json()),
-        file=config.main,
-        sha256=config.files[config.main],
+        alone=_alone(config),
+        network=_network(config),
+        weights=weights,
         dialect=f"`{config.dialect}` ({config.format})",
         training=_training(config),
+        trainer=_trainer(config, training),
         source=_source(config),
+        paper=release.get("paper") or "-",
         licence=_licence(config, licence),
+        code_licence=_stated(licence.get("code")),
+        data_licence=_stated(training.get("licence")),
+        input=_input(config),
+        labels=_labels(config),
         accuracy=_accuracy(config, release.get("accuracy") or {}),
-        input=_input(config.input),
-        checks=_checks(validation),
+        checks=checks,
         facts="\n".join(f"- {fact.replace('_', ' ')}: {value}" for fact, value in config.facts.items()),
     )
+    return _stamped(f"{metadata.block(config, title)}\n{text}\n")
 
 
 def _status(config: FolderConfig, validation: Mapping[str, Any] | None) -> str:
@@ -76,37 +154,69 @@ def _random(config: FolderConfig) -> bool:
     return (config.inflation or {}).get("random_init") is not None
 
 
+def _weights(config: FolderConfig) -> str:
+    return f"`{config.main}`, SHA-256 `{config.files[config.main]}`"
+
+
 def _example(config: FolderConfig) -> str:
-    """How to load the folder; a release is loaded by its name, and knows its preprocessing."""
-    if config.release is None or config.inflation or config.speaks is not dialects.native(config.family):
-        return 'import vidweights\n\nmodel = vidweights.load("path/to/this/folder")'
+    """How to load and run the network; a release knows its preprocessing and its labels."""
+    head = ["import numpy as np", "import torch", "import vidweights", ""]
+    load = f'model = vidweights.load("{config.name}")  # or the path of the folder'
+    run = "with torch.no_grad():"
+    known = config.release and config.input and not config.inflation
+    if known and config.labels and config.speaks is dialects.native(config.family):
+        return "\n".join([*head, load, f'weights = vidweights.weights("{config.name}")', *_frames(config), run, *_TOP])
+    channels = getattr(config.config, "in_channels", 3)
+    clip = f"clip = torch.rand(1, {channels}, 16, 224, 224)  # (N, C, T, H, W), in place of yours"
+    return "\n".join([*head[1:], load, clip, run, "    outputs = model(clip)", "print(outputs.shape)"])
+
+
+_TOP = (
+    "    logits = model(weights.transforms()(frames)[None])[0]",
+    "for index in logits.topk(5).indices:",
+    '    print(f"{logits[index]:8.3f}  {weights.labels[index]}")',
+)
+
+
+def _frames(config: FolderConfig) -> tuple[str, str]:
+    """Frames that stand for a person's own."""
+    fields = config.input or {}
+    frames, side = fields.get("frames", 16), fields.get("short_side", 256)
+    size = f"({frames}, {side}, {side * 4 // 3}, {2 if fields.get('channels') == 'flow' else 3})"
+    rate = f" at {fields['fps']:g} frames per second" if fields.get("fps") else ""
+    if fields.get("channels") == "flow":
+        what = f"# In place of noise, the optical flow of your video{rate}: (T, H, W, 2), x and y in pixels."
+        return what, f"frames = np.random.default_rng(0).normal(0, 5, {size}).astype(np.float32)"
+    what = f"# In place of noise, the frames of your video{rate}: (T, H, W, 3), RGB."
+    return what, f"frames = np.random.default_rng(0).integers(0, 256, {size}, np.uint8)"
+
+
+def _alone(config: FolderConfig) -> str:
+    if config.main != "model.safetensors":
+        return ""
     return (
-        f'import vidweights\n\nmodel = vidweights.load("{config.name}")\n'
-        f'transform = vidweights.weights("{config.name}").transforms()\n'
-        "logits = model(transform(frames)[None])"
+        "It needs no vidweights to be read: `safetensors.torch.load_file` gives the tensors of `model.safetensors` "
+        "under the names of the network's modules, and `config.json` and `labels.txt` are plain JSON and plain text."
     )
 
 
-def _metadata(config: FolderConfig, licence: Mapping[str, str]) -> str:
-    lines = ["library_name: vidweights", "pipeline_tag: video-classification", f"tags: [{config.family}]"]
-    if licence:
-        lines.insert(0, f"license: {licence['id'].lower()}")
-    return "\n".join(["---", *lines, "---", "", ""])
-
-
-def _pairs(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in values.items())
+def _network(config: FolderConfig) -> str:
+    values = ", ".join(f"{key}={value}" for key, value in config.config.to_json().items())
+    return f"`{config.family}`: `{values}`"
 
 
 def _source(config: FolderConfig) -> str:
-    files = "; ".join(f"`{name}` SHA-256 `{sha256}`" for name, sha256 in config.source.files.items())
+    files = "; ".join(
+        f"`{name}`" + (f" SHA-256 `{sha256}`" if sha256 else " (no SHA-256 is published)")
+        for name, sha256 in config.source.files.items()
+    )
     where = ""
     if config.inflation is not None:
         family, method = config.inflation["source_family"], config.inflation["method"]
         title = f" ({config.release['title']})" if config.release else ""
         drawn = f" of random weights (seed {config.inflation['random_init']})" if _random(config) else ""
         where = f"2D {family}{title}{drawn}, inflated by the method `{method}`; " + (files or "no file")
-        return f"{where}; {config.release['source']}" if config.release and not _random(config) else where
+        return f"{where}; {shown(config.release['source'])}" if config.release and not _random(config) else where
     if config.release:
         where = (
             f"{config.release['repository']} at commit `{config.release['commit']}`, `{config.release['checkpoint']}`: "
@@ -117,35 +227,82 @@ def _source(config: FolderConfig) -> str:
 def _training(config: FolderConfig) -> str:
     if _random(config):
         return "nothing: random weights"
-    training = str((config.release or {}).get("training", "unknown"))
+    training = ((config.release or {}).get("training") or {}).get("data", "unknown")
     return f"{training} (the 2D network)" if config.release and config.inflation is not None else training
 
 
-def _licence(config: FolderConfig, licence: Mapping[str, str]) -> str:
-    if licence:
-        return f"{licence['id']} ({licence['source']}; {licence['note']})"
-    return "none: the numbers were drawn by a seed" if _random(config) else "unknown: ask whoever trained it"
+def _trainer(config: FolderConfig, training: Mapping[str, Any]) -> str:
+    if _random(config):
+        return "nobody"
+    if not training:
+        return "unknown"
+    by = training.get("by", "not recorded")
+    return f"{by} ({shown(training['source'])})" if training.get("source") else by
+
+
+def _licence(config: FolderConfig, licence: Mapping[str, Any]) -> str:
+    if licence or config.release:
+        return _stated(licence)
+    none = "none: the numbers were drawn by a seed" if _random(config) else "unknown: ask whoever trained it"
+    return f"{none} | -"
+
+
+def _stated(licence: Mapping[str, Any] | None) -> str:
+    """Two cells: a licence, and where it is stated."""
+    if not licence:
+        return _NO_STATEMENT
+    note = f"; {licence['note']}" if licence.get("note") else ""
+    return f"{licence['id']} | {shown(licence['source'])}{note}"
 
 
 def _accuracy(config: FolderConfig, accuracy: Mapping[str, Any]) -> str:
     if not accuracy or _random(config):
-        return "none published"
-    of = "of the 2D network: " if config.inflation is not None else ""
+        return "None published."
+    of = ", of the 2D network" if config.inflation is not None else ""
+    rates = ", ".join(f"top-{n} {accuracy[f'top{n}']} %" for n in (1, 5) if f"top{n}" in accuracy)
     return (
-        f"{of}top-1 {accuracy['top1']} %, top-5 {accuracy['top5']} % on {accuracy['dataset']}, "
-        f"as published by {accuracy['published_by']}; not measured again here"
+        f"Published by {shown(accuracy['published_by'])}: {rates} on {accuracy['dataset']}{of}. It was not measured "
+        "again here: what vidweights shows is that the weights compute what their source computes, not how often that "
+        "is right."
     )
 
 
-def _input(fields: Mapping[str, Any] | None) -> str:
-    if fields is None:
+_INPUT_NAMES = {"channels": "channel order", "value_range": "values", "crop": "centre crop", "fps": "frames per second"}
+
+
+def _input(config: FolderConfig) -> str:
+    if config.input is None:
         return "Unknown: the checkpoint is not in the catalog."
-    return "\n".join(f"- {name.replace('_', ' ')}: {value}" for name, value in shown_input(fields).items())
+    rows = [
+        f"| {_INPUT_NAMES.get(name, name.replace('_', ' '))} | {_value(name, value)} |"
+        for name, value in shown_input(config.input).items()
+    ]
+    source = (config.release or {}).get("input_source")
+    rows += [f"| source | {shown(source)} |"] if source else []
+    return "\n".join(["| | |", "|---|---|", *rows])
 
 
-def _checks(validation: Mapping[str, Any] | None) -> str:
+def _value(name: str, value: Any) -> str:
+    if name == "channels":
+        return str(value).upper() if value in ("rgb", "bgr") else str(value)
+    if name == "value_range":
+        return " to ".join(f"{one:g}" for one in value)
+    values = value if isinstance(value, list | tuple) else [value]
+    return ", ".join(f"{one:g}" if isinstance(one, float) else str(one) for one in values)
+
+
+def _labels(config: FolderConfig) -> str:
+    if config.labels is None:
+        return "No label order is known."
+    return (
+        f"{config.labels['count']} classes, in the order of `{LABELS}` (SHA-256 `{config.labels['sha256']}`), which "
+        f"was read in {shown(config.labels['source'])}."
+    )
+
+
+def _checks(config: FolderConfig, validation: Mapping[str, Any] | None) -> str:
     if validation is None:
         return "Nothing. Run `vidweights validate` on this folder."
     from vidweights_converters import card_checks  # a report's classes cost more time than a card without one
 
-    return card_checks.render(validation)
+    return card_checks.render(config, validation)

@@ -36,6 +36,7 @@ class ClipEquality:
         frames: the largest difference in any output frame, relative to the largest of the 2D network's values.
         clip: that of what the network gives for the clip; None for a clip whose frames differ.
         inputs: the input frame that each output frame stands for; None for a still clip.
+        each: the difference in each output frame, on the same scale.
     """
 
     name: str
@@ -44,6 +45,7 @@ class ClipEquality:
     frames: float
     clip: float | None
     inputs: tuple[int, ...] | None
+    each: tuple[float, ...] = ()
 
     @property
     def worst(self) -> float:
@@ -207,8 +209,8 @@ def _pair(values: Sequence[float] | None) -> tuple[float, float] | None:
 
 def _reference(data: Mapping[str, Any]) -> ReferenceEquality:
     def clip(one: Mapping[str, Any]) -> ClipEquality:
-        inputs = one["inputs"]
-        return ClipEquality(**{**one, "inputs": None if inputs is None else tuple(inputs)})
+        lists = {name: tuple(one[name]) for name in ("inputs", "each") if one.get(name) is not None}
+        return ClipEquality(**{**one, **lists})
 
     return ReferenceEquality(**{**data, "clips": tuple(map(clip, data["clips"]))})
 

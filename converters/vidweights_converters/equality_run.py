@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -127,6 +128,7 @@ class Runner:
             frames=_off(frames, expected),
             clip=None if whole is None else _off(whole, wanted),
             inputs=inputs,
+            each=_each(frames, expected),
         )
 
     def zero_padding(self, wanted: Mapping[str, Values]) -> tuple[ZeroPadding, ...]:
@@ -167,6 +169,13 @@ def _off(ours: Tensor, wanted: Values) -> float:
     """The largest difference, relative to the largest wanted value; one wanted row stands for all."""
     rows = wanted.repeat(len(ours), axis=0) if len(wanted) == 1 else wanted
     return finite(relative_difference(ours.numpy(), rows))
+
+
+def _each(ours: Tensor, wanted: Values) -> tuple[float, ...]:
+    """The largest difference in each row, relative to the largest wanted value of all rows."""
+    largest = np.abs(wanted).max()
+    rows = np.abs(ours.numpy() - wanted).max(axis=1)
+    return tuple(finite(float(row / largest)) if row else 0.0 for row in rows)
 
 
 def _tensor(clip: Values, network: nn.Module) -> Tensor:

@@ -19,6 +19,7 @@ from vidweights.layout import Array
 from vidweights.progress import Progress, silent
 from vidweights_converters.coverage import coverage
 from vidweights_converters.difference import finite, relative_difference
+from vidweights_converters.endpoints import layer_errors
 from vidweights_converters.faults import Fault, deliberate, inject
 from vidweights_converters.localise import localise
 from vidweights_converters.references.base import HEAD, Clip, Precision, Reference
@@ -129,6 +130,7 @@ class _Examination:
         rounded = reference.endpoints(first.array, other)[HEAD]
         gap = tolerance = 0.0
         logits: dict[str, Array] = {}
+        layers: dict[str, float] = {}
         departure, failed = None, False
         for clip in self.clips:
             self.steps.next(f"{reference.name}, {clip.name}")
@@ -137,10 +139,12 @@ class _Examination:
             if clip is first:
                 gap = relative_difference(*sorted((endpoints[HEAD], rounded), key=lambda array: array.itemsize))
                 tolerance = EXACT_TOLERANCE if self.precision == "float64" else tolerance_of(gap)
+                layers = layer_errors(self.network, self.tensors[clip.name], endpoints)
             if not failed and relative_difference(self.ours[clip.name], endpoints[HEAD]) > tolerance:
                 failed, departure = True, localise(self.network, self.tensors[clip.name], endpoints, tolerance)
         results = tuple(measure(clip, self.ours[clip.name], logits[clip.name]) for clip in self.clips)
-        return ReferenceResult(reference.name, reference.version, finite(gap), tolerance, results, departure), logits
+        result = ReferenceResult(reference.name, reference.version, finite(gap), tolerance, results, departure, layers)
+        return result, logits
 
     def faults(self, logits: Mapping[str, Array], tolerance: float) -> tuple[FaultResult, ...]:
         """What each deliberate fault does to the logits, next to those of a reference."""

@@ -23,13 +23,13 @@ from vidweights.errors import (
     UsageError,
 )
 from vidweights.files import md5_of, refuse_existing, sha256_of, staged_folder
-from vidweights.folder import CONFIG, LABELS, VALIDATION, FolderConfig, SourceRecord, write_json
+from vidweights.folder import CONFIG, FolderConfig, SourceRecord, write_json, write_labels
 from vidweights.formats.base import Checkpoint
 from vidweights.images import ImageWeights
 from vidweights.inflation import DEFAULT_TARGETS, Inflation, Options
 from vidweights.progress import Progress, silent
 from vidweights.random_init import RandomCheckpoint
-from vidweights_converters import card, port
+from vidweights_converters import package, port
 
 if TYPE_CHECKING:
     from vidweights_converters.equality_report import EqualityReport
@@ -87,6 +87,7 @@ class Outcome:
     origin: str
     config: FolderConfig | None = None
     report: EqualityReport | None = None
+    notes: tuple[str, ...] = ()
 
 
 def request(
@@ -270,10 +271,8 @@ def inflate(wanted: Request, progress: Progress = silent) -> Outcome:
         with staged_folder(wanted.folder, overwrite=wanted.overwrite, mark=CONFIG) as stage:
             config = _write(wanted, source, stage, progress)
             report = _prove(stage, config, source, progress) if wanted.validate else None
-            if report is not None:
-                write_json(stage / VALIDATION, report.to_json())
-            card.write(stage, config)
-        return Outcome(wanted, source.plan, source.origin, config, report)
+            notes = package.finish(stage, config, report, before=wanted.folder)
+        return Outcome(wanted, source.plan, source.origin, config, report, notes)
 
 
 def plan_only(wanted: Request, progress: Progress = silent) -> Outcome:
@@ -314,13 +313,20 @@ def _write(wanted: Request, source: Opened, stage: Path, progress: Progress) -> 
         facts=planned.target.all_facts,
         source=record,
         input=_input(wanted, planned),
+        labels=_labels(wanted, stage),
         release=provenance(source.release) if source.release else None,
         inflation=_record(wanted, planned),
     )
     write_json(stage / CONFIG, config.to_json())
-    if wanted.source is not None and wanted.options.num_classes is None:
-        (stage / LABELS).write_text("\n".join(wanted.source.labels) + "\n", encoding="utf-8")
     return config
+
+
+def _labels(wanted: Request, stage: Path) -> dict[str, Any] | None:
+    """Write the labels of the source's head, where it is kept."""
+    source = wanted.source
+    if source is None or wanted.options.num_classes is not None:
+        return None
+    return write_labels(stage, source.labels, source.label_source["source"])
 
 
 def _record(wanted: Request, planned: Inflation) -> dict[str, Any]:
@@ -366,10 +372,9 @@ def provenance(weights: ImageWeights) -> dict[str, Any]:
         "title": weights.title,
         "source": weights.source,
         "licence": dict(weights.licence),
-        "training": weights.training,
+        "training": {"data": weights.training, "source": weights.source},
         "accuracy": dict(weights.accuracy),
         "resize": weights.resize,
-        "labels": dict(weights.label_source),
     }
 
 

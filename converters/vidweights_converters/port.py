@@ -28,21 +28,20 @@ from vidweights.families import FAMILIES
 from vidweights.files import git_blob_id_of, refuse_existing, sha256_of, staged_folder
 from vidweights.folder import (
     CONFIG,
-    LABELS,
-    VALIDATION,
     FolderConfig,
     SourceRecord,
     folder_of,
     provenance,
     read_config,
     write_json,
+    write_labels,
 )
 from vidweights.formats.base import Checkpoint, TensorInfo, Writer
 from vidweights.layout import Array
 from vidweights.plan import Plan, Step
 from vidweights.progress import Progress, silent
 from vidweights.run import stream
-from vidweights_converters import card
+from vidweights_converters import package
 
 if TYPE_CHECKING:
     from vidweights_converters.report import Report
@@ -82,13 +81,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one request: a folder, or the error that kept it from being made."""
+    """What became of one request: a folder, and `notes` on it, or the error that kept it from being made."""
 
     request: Request
     plan: Plan | None = None
     origin: str | None = None
     config: FolderConfig | None = None
     report: Report | None = None
+    notes: tuple[str, ...] = ()
     error: VidweightsError | None = None
 
 
@@ -221,10 +221,8 @@ def port(request: Request, progress: Progress = silent) -> Outcome:
         with staged_folder(request.folder, overwrite=request.overwrite, mark=CONFIG) as stage:
             config = _write(request, checkpoint, planned, stage, progress)
             report = proof.run(stage, config, planned, progress) if proof else None
-            if report is not None:
-                write_json(stage / VALIDATION, report.to_json())
-            card.write(stage, config)
-    return Outcome(request, planned, source.origin, config, report)
+            notes = package.finish(stage, config, report, before=request.folder)
+    return Outcome(request, planned, source.origin, config, report, notes)
 
 
 def keep_the_source(weights: Path | None, folder: Path) -> None:
@@ -260,11 +258,10 @@ def _write(request: Request, checkpoint: Checkpoint, planned: Plan, stage: Path,
         facts=planned.target.all_facts,
         source=record,
         input=dict(release.input) if release else None,
+        labels=write_labels(stage, release.labels, release.label_source["source"]) if release else None,
         release=provenance(release) if release else None,
     )
     write_json(stage / CONFIG, config.to_json())
-    if release is not None:
-        (stage / LABELS).write_text("\n".join(release.labels) + "\n", encoding="utf-8")
     return config
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -66,6 +66,8 @@ class ReferenceResult:
         gap: the reference's own float32 from its float64 result, relative to the largest logit, for the first clip.
         tolerance: what `max_relative` may be.
         departure: where the networks part, if a clip fails and a single layer shows it.
+        layers: {endpoint: largest difference of its outputs for the first clip, relative to the reference's largest},
+            both networks run from the clip on.
     """
 
     name: str
@@ -74,6 +76,7 @@ class ReferenceResult:
     tolerance: float
     clips: tuple[ClipResult, ...]
     departure: Departure | None = None
+    layers: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:

@@ -1,61 +1,101 @@
-"""A finished folder validated again, whatever made it, and its report and card renewed."""
+"""A finished folder checked and validated again, whatever made it, and its report, pictures and card renewed."""
 
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vidweights import home
-from vidweights.errors import OutputError, UsageError, ValidationError
-from vidweights.files import replace_text
-from vidweights.folder import CARD, CONFIG, VALIDATION, FolderConfig, json_text, read_config, verify_files
+from vidweights.errors import OutputError, UnavailableError, UsageError, ValidationError
+from vidweights.folder import CONFIG, VALIDATION, FolderConfig, read_config, read_validation
 from vidweights.progress import Progress, silent
-from vidweights_converters import card, inflate, port
+from vidweights_converters import card_checks, inflate, package, port
 
 if TYPE_CHECKING:
     from vidweights_converters.equality_report import EqualityReport
     from vidweights_converters.report import Report
 
 
+@dataclass(frozen=True)
+class Revalidation:
+    """What became of a folder that was validated again.
+
+    Attributes:
+        report: the new report, or the folder's own where the comparison could not be run again.
+        not_compared: why it could not; None if it was.
+        notes: what else there is to tell.
+    """
+
+    report: Report | EqualityReport
+    not_compared: str | None
+    notes: tuple[str, ...]
+
+
 def validate_folder(
-    folder: Path, weights: Path | None = None, clip: Path | None = None, progress: Progress = silent
-) -> Report | EqualityReport:
-    """Validate a finished folder again, and renew its report and its card, whatever the outcome.
+    folder: Path,
+    weights: Path | None = None,
+    clip: Path | None = None,
+    progress: Progress = silent,
+    *,
+    overwrite_card: bool = False,
+) -> Revalidation:
+    """Check every file of a finished folder, run the comparison with its source again, and renew report and card.
+
+    Where the source or every reference is missing on this machine, the folder's own report stands, if it is about
+    these very weights.
 
     Args:
         folder: the folder, or the name of a release or of an inflated network that is on this machine.
         weights: the source; looked for as `port` and `inflate` do if not given.
         clip: for a port, a real clip to use beside the seeded ones; see `vidweights.clips.read_clip`.
+        overwrite_card: whether a card that a person edited is replaced too.
 
     Raises:
+        IntegrityError: a file is not what `config.json` describes.
         ValidationError: the weights do not compute what their source computes.
+        UnavailableError: the comparison cannot be run here, and the folder has no report of these weights.
         UsageError: `folder` is not there, or was made from a person's own file, which must then be given.
     """
-    if not folder.is_dir() and (home.weights_folder(str(folder)) / CONFIG).is_file():
-        folder = home.weights_folder(str(folder))
-    if not folder.is_dir():
-        raise UsageError(f"{folder} is no folder; expected one that `vidweights port` wrote, or a release's name.")
+    folder = _located(folder)
     config = read_config(folder)
-    verify_files(folder, config)
+    notes = package.check(folder, config)
+    recorded = read_validation(folder, config)
+    if recorded is None and (folder / VALIDATION).is_file():
+        notes += (f"{VALIDATION} was about other weights",)
     if config.inflation is not None and clip is not None:
         raise UsageError("--clip is for ports; an inflated network is proved on images of its own.")
+    not_compared = None
     try:
-        report: Report | EqualityReport
-        if config.inflation is not None:
-            report = inflate.prove_again(folder, config, weights, progress)
-        else:
-            report = port.prove_again(folder, config, weights, clip, progress)
+        report = _prove(folder, config, weights, clip, progress)
     except ValidationError as error:
         with suppress(OutputError):  # the failure itself is what has to be told
-            _record(folder, config, error.report)
+            package.finish(folder, config, error.report, overwrite_card=overwrite_card)
         raise
-    _record(folder, config, report)
-    return report
+    except UnavailableError as error:
+        if recorded is None:
+            raise
+        report, not_compared = card_checks.read(recorded), str(error)
+        if not report.passed:
+            raise ValidationError(
+                f"{folder} failed its validation, and it cannot be run again: {error}", report
+            ) from error
+    notes += package.finish(folder, config, report, overwrite_card=overwrite_card)
+    return Revalidation(report, not_compared, notes)
 
 
-def _record(folder: Path, config: FolderConfig, report: Report | EqualityReport) -> None:
-    """Put a report and the card that tells of it into a finished folder; each file is replaced in one step."""
-    renewed = {VALIDATION: json_text(report.to_json()), CARD: card.render(config, report.to_json())}
-    for name, text in renewed.items():
-        replace_text(folder / name, text)
+def _located(folder: Path) -> Path:
+    if not folder.is_dir() and (home.weights_folder(str(folder)) / CONFIG).is_file():
+        return home.weights_folder(str(folder))
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is no folder; expected one that `vidweights port` wrote, or a release's name.")
+    return folder
+
+
+def _prove(
+    folder: Path, config: FolderConfig, weights: Path | None, clip: Path | None, progress: Progress
+) -> Report | EqualityReport:
+    if config.inflation is not None:
+        return inflate.prove_again(folder, config, weights, progress)
+    return port.prove_again(folder, config, weights, clip, progress)

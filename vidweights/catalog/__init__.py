@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vidweights.errors import UsageError
 from vidweights.families import FAMILIES
@@ -18,6 +18,8 @@ else:  # pragma: no cover
     import tomli as tomllib
 
 _FOLDER = Path(__file__).parent
+Verified = Literal["port", "code", "names only"]
+
 _IMAGES = "images"  # the 2D weights beside the releases, which vidweights.images reads
 
 
@@ -56,6 +58,14 @@ class Release:
         url: the folder that serves `files`.
         copies: other places where the same tensors are published.
         input: the fields of `vidweights.clips.Preprocessing`, and `input_source` where they were read.
+        licence: that of the weights: `id` (of SPDX), `source`, `note`, and the `copyright` line that its text needs;
+            `code`, the licence of the code that they were released with, has the same fields. Empty if the publisher
+            makes no statement.
+        training: `data`; `by`, who trained, and the `source` that says so; `datasets`, their names for the metadata of
+            a card; `licence`, the terms of the data, with the fields of a licence.
+        verified: how far the entry was held to its release: its real file was ported and validated here (`port`), its
+            tables to the logits of the released code on weights drawn by a seed (`code`), or neither: names and shapes
+            were read, and no file was seen.
         crc32c: for each stored key the CRC32C of the tensor's bytes, in the release's layout.
     """
 
@@ -74,9 +84,10 @@ class Release:
     files: tuple[SourceFile, ...]
     input: Mapping[str, Any]
     label_source: Mapping[str, str]
-    licence: Mapping[str, str]
-    training: str
-    crc32c: Mapping[str, int]
+    training: Mapping[str, Any]
+    licence: Mapping[str, Any] = field(default_factory=dict)
+    crc32c: Mapping[str, int] = field(default_factory=dict)
+    verified: Verified = "names only"
     copies: tuple[Copy, ...] = ()
     accuracy: Mapping[str, Any] = field(default_factory=dict)
 
@@ -112,8 +123,7 @@ def _read(name: str) -> Release:
         files=tuple(SourceFile(**file) for file in source["files"]),
         copies=tuple(Copy(**copy) for copy in data.pop("copies", ())),
         label_source=data.pop("labels"),
-        training=data.pop("training")["data"],
-        crc32c={key: int(value, 16) for key, value in data.pop("crc32c").items()},
+        crc32c={key: int(value, 16) for key, value in data.pop("crc32c", {}).items()},
         **data,
     )
 
