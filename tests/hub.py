@@ -163,7 +163,7 @@ class Hub:
         if found is not None:
             import hf_xet
 
-            with hf_xet.XetSession().new_file_download_group(endpoint=self.xet) as group:  # type: ignore[arg-type]
+            with hf_xet.XetSession().new_file_download_group(endpoint=self.xet) as group:
                 group.start_download_file(hf_xet.XetFileInfo(*found), str(path))
         return path
 
@@ -664,7 +664,10 @@ def running(root: Path, *, xet: bool = False, part_size: int | None = None) -> I
     servers = [
         _Server(("127.0.0.1", 0), type(base.__name__, (base,), {"hub": hub})) for base in (_HubHandler, _StorageHandler)
     ]
-    hub.url, hub.storage = (f"http://127.0.0.1:{server.server_port}" for server in servers)
+    # Two names of loopback: the 1.x client takes another port of the same host for the same place.
+    hub.url, hub.storage = (
+        f"http://{host}:{server.server_port}" for host, server in zip(("127.0.0.1", "localhost"), servers)
+    )
     for server in servers:
         threading.Thread(target=partial(server.serve_forever, poll_interval=0.02), daemon=True).start()
     try:
