@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +27,9 @@ VALIDATION = "validation.json"
 CARD = "README.md"
 LICENCE = "LICENSE"
 NOTICE = "NOTICE"
+# The package in the order in which it is shown and fetched: a hub counts a download when config.json is asked for.
+_BEFORE, _AFTER = (CONFIG,), (LABELS, VALIDATION, CARD, LICENCE, NOTICE)
+_PICTURES = ".png"
 # 2: `labels` binds labels.txt, and `training` says who trained.
 _VERSION = 2
 _OBJECTS = ("input", "labels", "release", "inflation")  # of `config.json`, where they are there
@@ -171,6 +174,32 @@ def folder_of(path: Path) -> Path | None:
         if path.is_file() and read_config(path.parent).main == path.name:
             return path.parent
     return None
+
+
+def package(names: Iterable[str], weights: Iterable[str]) -> tuple[str, ...]:
+    """Those of the names in a folder or a repository that belong to the package, `config.json` first, pictures last.
+
+    `weights` are the files that `config.json` lists.
+    """
+    there = set(names)
+    listed = [name for name in (*_BEFORE, *weights, *_AFTER) if name in there]
+    return (*listed, *sorted(name for name in there if name.endswith(_PICTURES) and "/" not in name))
+
+
+def package_files(folder: Path, config: FolderConfig) -> tuple[str, ...]:
+    """The package of a finished folder: what is published, and nothing else that lies there.
+
+    Of pictures only those count that the card shows.
+
+    Raises:
+        FormatError: the card, or a file that `config.json` lists, is missing.
+    """
+    there = [path.name for path in folder.iterdir() if path.is_file()]
+    missing = [name for name in (CARD, *config.files) if name not in there]
+    if missing:
+        raise FormatError(f"{folder} has no {' and no '.join(missing)}. Make the folder again.")
+    card = (folder / CARD).read_text(encoding="utf-8")
+    return tuple(name for name in package(there, config.files) if not name.endswith(_PICTURES) or name in card)
 
 
 def verify_files(folder: Path, config: FolderConfig) -> None:

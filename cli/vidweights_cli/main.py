@@ -27,6 +27,8 @@ _COMMANDS = {
     "inflate": ("inflate", "Inflate 2D ImageNet weights into a 3D network, and prove that it computes the same."),
     "validate": ("validate", "Validate a finished folder again."),
     "predict": ("predict", "What a network says of a video: the best classes and their labels."),
+    "push": ("push", "Publish a validated folder on a hub, in one commit."),
+    "download": ("download", "Fetch published weights, every byte checked; carry them to a machine that is offline."),
 }
 
 _EXIT_CODES = """\b
@@ -38,6 +40,7 @@ Exit codes:
   4    a file is damaged, hostile, or not what it was taken for
   5    a checkpoint's tensors are not those of the network that was asked for
   6    the result could not be written
+  7    nothing was published: it may not be, or the hub has changed or does not allow it
   130  interrupted
 """
 
