@@ -31,6 +31,7 @@ def test_the_published_sizes_are_those_of_the_tensors(release: Release) -> None:
     weights = sum(4 * _count(row.stored_shape) for row in table if isinstance(row.place, Stored))
     data = release.files[1].size
     slots = sum(key.endswith("/Momentum") for key in release.crc32c)
+    assert data is not None
     assert data >= weights
     assert (data == weights) == (slots == 0)
 

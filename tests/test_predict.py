@@ -291,7 +291,7 @@ def test_a_port_of_ones_own_says_nothing_of_its_input(cli: Run, tmp_path: Path, 
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("nothing", "{mp4}"), 2, "neither a file or folder here nor the name of a release"),
+        (("nothing", "{mp4}"), 2, "neither a file or folder here, nor org/name on a hub"),
         (("{name}", "missing.mp4"), 2, "no such video"),
         (("{name}", "{page}"), 4, "It is a web page"),
         (("{name}", "{mp4}", "--fps", "25"), 2, "has its own timestamps"),

@@ -56,7 +56,7 @@ def identify(checkpoint: Checkpoint, found: Recognition) -> tuple[Match, ...]:
     """The releases of the same family that share tensors with a checkpoint, the closest first."""
     comparison = _Comparison(checkpoint, found)
     family = found.dialect.family.name
-    matches = [comparison.with_release(r) for r in catalog.releases() if r.family == family]
+    matches = [comparison.with_release(r) for r in catalog.releases() if r.family == family and r.crc32c]
     related = [m for m in matches if m.total and m.equal >= _RELATED * m.total]
     return tuple(sorted(related, key=lambda m: (-m.equal / m.total, m.release.name)))
 

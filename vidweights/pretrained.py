@@ -144,7 +144,7 @@ def _not_published(record: Weights, error: hubs.NotHereError) -> hubs.NotHereErr
     """The same error, with the ways to make the weights from the release itself."""
     files = [f"{record.release.url}/{file.name}" for file in record.release.files]
     return hubs.NotHereError(
-        f"{record.name} ({record.release.size / 1e6:.1f} MB)",
+        record.name if record.release.size is None else f"{record.name} ({record.release.size / 1e6:.1f} MB)",
         [(str(home.weights_folder(record.name)), "not there"), *error.attempts],
         [
             ("to make it from the release", f"vidweights port {record.name}, or load({record.name!r}, build=True)"),

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 # Seconds to wait for a connection, and for each read after it: a firewall that drops packets must not hang a port.
 TIMEOUT = 4.0
 _CHUNK = 1 << 20
+# More than this is not taken of a file whose size was not published.
+_MOST = 4 << 30
 
 T = TypeVar("T")
 
@@ -39,10 +41,16 @@ Place = tuple[str, Callable[[], Path]]
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint file that holds the weights, and in a few words where it was found."""
+    """A checkpoint file that holds the weights.
+
+    Attributes:
+        origin: where it was found, in a few words.
+        identity: how it is known to be the release, in a few words; nothing for a person's own checkpoint.
+    """
 
     path: Path
     origin: str
+    identity: str = ""
 
 
 class SourceUnavailableError(UnavailableError):
@@ -71,12 +79,13 @@ def first_of(places: Iterable[Place], unavailable: Callable[[list[tuple[str, str
 
 
 def _unavailable(release: Release, attempts: list[tuple[str, str]]) -> SourceUnavailableError:
-    files = "\n".join(f"  {release.url}/{file.name}" for file in release.files)
+    files = "\n".join(f"  {release.url_of(file)}" for file in release.files)
+    given = "THE_FILE" if len(release.files) == 1 else "FOLDER_WITH_THESE_FILES"
     return SourceUnavailableError(
-        f"{release.name} ({release.size / 1e6:.1f} MB)",
+        release.name if release.size is None else f"{release.name} ({release.size / 1e6:.1f} MB)",
         attempts,
         f"On a machine that is online, fetch\n{files}\n"
-        f"and here run\n  vidweights port {release.name} --weights FOLDER_WITH_THESE_FILES",
+        f"and here run\n  vidweights port {release.name} --weights {given}",
     )
 
 
@@ -140,19 +149,27 @@ def _cached(release: Release, folder: Path) -> Path:
     return folder / release.files[0].name
 
 
-def check(path: Path, file: SourceFile) -> None:
+def check(path: Path, file: SourceFile) -> str:
     """Compare a file with what was published: size, then SHA-256 or git blob id.
+
+    Returns:
+        What was compared, in a few words; nothing if nothing was published.
 
     Raises:
         IntegrityError: they differ.
     """
     size = path.stat().st_size
-    if size != file.size:
+    if file.size not in (None, size):
         raise IntegrityError(differs(path, f"{size} bytes", f"{file.size} bytes"))
-    if file.sha256 is not None and (found := sha256_of(path)) != file.sha256:
-        raise IntegrityError(differs(path, f"SHA-256 {found}", file.sha256))
-    if file.sha256 is None and (found := git_blob_id_of(path)) != file.git_blob:
+    if known := file.sha256 or file.sha256_begins:
+        found = sha256_of(path)
+        begins = "" if file.sha256 else "one that begins with "
+        if not found.startswith(known):
+            raise IntegrityError(differs(path, f"SHA-256 {found}", begins + known))
+        return f"the published SHA-256{', of which the beginning is known: ' if begins else ' '}{known}"
+    if file.git_blob is not None and (found := git_blob_id_of(path)) != file.git_blob:
         raise IntegrityError(differs(path, f"git blob {found}", file.git_blob))
+    return f"the published git blob {file.git_blob}" if file.git_blob else ""
 
 
 def differs(path: Path, found: str, expected: str) -> str:
@@ -168,7 +185,7 @@ def _installed(copy: Copy) -> Path:
     path = Path(spec.origin).parent / copy.file
     if not path.is_file():
         raise UnavailableError(f"{_version(copy.package)} is installed, which lacks {copy.file}")
-    check(path, SourceFile(copy.file, copy.size, "", copy.sha256))
+    check(path, SourceFile(copy.file, copy.size, sha256=copy.sha256))
     return path
 
 
@@ -193,10 +210,12 @@ def refuse_offline() -> None:
 
 def _download(release: Release, folder: Path, progress: Progress) -> Path:
     """Fetch the published files, once; the folder appears when every file has its hash."""
+    if release.manual:
+        raise UnavailableError(f"not tried: {release.manual}")
     refuse_offline()
     with staged_folder(folder, overwrite=True, mark=release.files[0].name) as stage:
         for file in release.files:
-            fetch(f"{release.url}/{file.name}", stage / file.name, file.size, progress)
+            fetch(release.url_of(file), stage / file.name, file.size or _MOST, progress)
             check(stage / file.name, file)
     return folder / release.files[0].name
 

@@ -29,7 +29,7 @@ def command(as_json: bool) -> None:
                 str(record.release.input["channels"]),
                 str(record.release.config.num_classes),
                 f"{record.release.accuracy['top1']} %" if record.release.accuracy else "-",
-                megabytes(record.release.size),
+                "-" if record.release.size is None else megabytes(record.release.size),
                 words.get(record.state, record.state),
             )
             for record in records

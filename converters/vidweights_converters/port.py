@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from vidweights.errors import (
     VidweightsError,
 )
 from vidweights.families import FAMILIES
+from vidweights.families.resnet3d import RESNET3D, named
 from vidweights.files import git_blob_id_of, refuse_existing, sha256_of, staged_folder
 from vidweights.folder import (
     CONFIG,
@@ -61,6 +62,7 @@ class Request:
         target: the dialect to write, and `format` its container.
         out: the folder in which the finished folder appears.
         clip: a real clip to validate with, beside the seeded ones.
+        network: values that the configuration of a person's own checkpoint must have, by the name that was given.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Request:
     validate: bool = True
     overwrite: bool = False
     clip: Path | None = None
+    network: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -107,8 +110,9 @@ def requests(
     """The ports that a name means.
 
     Args:
-        name: a collection (`i3d-tf`), a release (`i3d-rgb-scratch-k400`), or a family (`i3d`) for a checkpoint of
-            one's own, which `weights` must then give.
+        name: a collection (`i3d-tf`), a release (`i3d-rgb-scratch-k400`), or networks (`r2plus1d`, `r2plus1d_18`),
+            for all their releases. With `weights` also a family (`i3d`) or networks, for a checkpoint of one's own; one
+            with a published hash is the release that it belongs to.
         checkpoint: one checkpoint of the collection.
         weights: a file or folder to take the weights from, instead of looking for them.
         to: the dialect to write; our own if not given.
@@ -118,21 +122,27 @@ def requests(
     Raises:
         UsageError: an unknown name, or a combination that means nothing.
     """
+    if weights is not None and not weights.exists() and not weights.with_name(weights.name + ".index").exists():
+        raise UsageError(f"--weights {weights}: no such file or folder.")
+    network, family = named(name), name if name in FAMILIES else RESNET3D.name
+    chosen: tuple[Release | None, ...]
     if name in FAMILIES:
         if weights is None or checkpoint is not None:
             raise UsageError(f"{name} is a family: give your own checkpoint with --weights, without --checkpoint.")
-        chosen: tuple[Release | None, ...] = (None,)
-    else:
+        chosen = (None,)
+    elif network is None:
         chosen = catalog.select(name, checkpoint)
-    if weights is not None and not weights.exists() and not weights.with_name(weights.name + ".index").exists():
-        raise UsageError(f"--weights {weights}: no such file or folder.")
+    elif weights is not None and checkpoint is None:
+        chosen = (_published_as(weights),)
+    else:
+        chosen = _releases_of(name, network, checkpoint)
     if weights is not None and weights.is_file() and len(chosen) > 1:
         names = ", ".join(release.checkpoint for release in chosen if release)
         raise UsageError(
             f"--weights {weights} is one file and {name} has several checkpoints; add --checkpoint ({names})."
         )
     own_name = _own_name(weights) if weights is not None and chosen[0] is None else name
-    target = dialects.get(to) if to else dialects.native(chosen[0].family if chosen[0] else name)
+    target = dialects.get(to) if to else dialects.native(chosen[0].family if chosen[0] else family)
     container = format or DEFAULT_FORMATS[target.framework]
     formats.writer(container)  # an unknown format is told before anything is looked for
     return tuple(
@@ -146,9 +156,39 @@ def requests(
             validate=validate,
             overwrite=overwrite,
             clip=clip,
+            network=network or {},
         )
         for release in chosen
     )
+
+
+def _published_as(weights: Path) -> Release | None:
+    """The release whose published hash a file has."""
+    found = sha256_of(weights) if weights.is_file() else None
+    for release in catalog.releases() if found else ():
+        known = [file.sha256 or file.sha256_begins for file in release.files]
+        if found and len(known) == 1 and known[0] and found.startswith(known[0]):
+            return release
+    return None
+
+
+def _releases_of(name: str, network: Mapping[str, Any], checkpoint: str | None) -> tuple[Release, ...]:
+    """The releases of networks, all or one."""
+    found = [release for release in catalog.releases() if release.family == RESNET3D.name]
+    found = [release for release in found if not _unlike(release.config, network)]
+    chosen = tuple(release for release in found if checkpoint in (None, release.checkpoint, release.name))
+    if not chosen:
+        there = ", ".join(release.name for release in found) or "none"
+        raise UsageError(
+            f"{name} has no release{f' {checkpoint!r}' if checkpoint else ''} in the catalog; it has: {there}"
+        )
+    return chosen
+
+
+def _unlike(config: Any, network: Mapping[str, Any]) -> list[str]:
+    """How a configuration differs from the networks of a name."""
+    have = {name: getattr(config, name, None) for name in network}
+    return [f"{name}: found {have[name]}, expected {value}" for name, value in network.items() if have[name] != value]
 
 
 def _own_name(weights: Path) -> str:
@@ -183,8 +223,15 @@ def opened(request: Request, progress: Progress = silent) -> Iterator[tuple[sour
         release = request.release
         config = release.config if release else _own_config(source.path)
         planned = plan.make(checkpoint.tensors, request.target, config=config, name=str(source.path))
+        if differing := _unlike(planned.config, request.network):
+            raise PlanError(
+                f"{source.path} is not the network that was named",
+                {"differing": differing},
+                f"Name what it is, or the family alone: vidweights port {planned.source.family.name} --weights FILE",
+            )
         if release is not None:
-            _check_identity(checkpoint, recognise(checkpoint.tensors), release, source.path)
+            known = _identity(checkpoint, recognise(checkpoint.tensors), release, source.path)
+            source = replace(source, identity=known)
         yield source, checkpoint, planned
 
 
@@ -194,15 +241,26 @@ def _own_config(path: Path) -> Any:
     return read_config(folder).config if folder else None
 
 
-def _check_identity(checkpoint: Checkpoint, found: Recognition, release: Release, path: Path) -> None:
-    """Refuse a checkpoint of the right shape that is not the release it was declared to be."""
+def _identity(checkpoint: Checkpoint, found: Recognition, release: Release, path: Path) -> str:
+    """How a checkpoint is known to be the release that it was declared to be.
+
+    Raises:
+        IntegrityError: it is not.
+    """
+    own = f"If it is a checkpoint of your own: vidweights port {release.family} --weights {path}"
+    if not release.crc32c:
+        try:
+            known = [sources.check(path, file) for file, path in zip(release.files, checkpoint.files)]
+        except IntegrityError as error:
+            raise IntegrityError(f"{error} {own}") from error
+        return f"the file has {known[0]}" if known[0] else "nothing was published that the file could be held to"
     match = identity.compare(checkpoint, found, release, recorded=True)
     if not match.whole:
         raise IntegrityError(
             f"{path} has the shape of {release.name} but is not it: {len(match.differing)} of {match.total} tensors "
-            f"differ ({match.some}). If it is a checkpoint of your own: "
-            f"vidweights port {release.family} --weights {path}"
+            f"differ ({match.some}). {own}"
         )
+    return f"all {match.total} tensors have the checksums of the release"
 
 
 def port(request: Request, progress: Progress = silent) -> Outcome:
@@ -217,7 +275,7 @@ def port(request: Request, progress: Progress = silent) -> Outcome:
     refuse_existing(request.folder, overwrite=request.overwrite, mark=CONFIG)
     keep_the_source(request.weights, request.folder)
     with opened(request, progress) as (source, checkpoint, planned):
-        proof = _Proof(request, checkpoint, planned) if request.validate else None
+        proof = _Proof(request, source, checkpoint, planned) if request.validate else None
         with staged_folder(request.folder, overwrite=request.overwrite, mark=CONFIG) as stage:
             config = _write(request, checkpoint, planned, stage, progress)
             report = proof.run(stage, config, planned, progress) if proof else None
@@ -258,7 +316,9 @@ def _write(request: Request, checkpoint: Checkpoint, planned: Plan, stage: Path,
         facts=planned.target.all_facts,
         source=record,
         input=dict(release.input) if release else None,
-        labels=write_labels(stage, release.labels, release.label_source["source"]) if release else None,
+        labels=write_labels(stage, release.labels, release.label_source["source"])
+        if release and release.labels
+        else None,
         release=provenance(release) if release else None,
     )
     write_json(stage / CONFIG, config.to_json())
@@ -313,7 +373,7 @@ class _Proof:
         UnavailableError: torch is not installed, or no reference is.
     """
 
-    def __init__(self, request: Request, checkpoint: Checkpoint, planned: Plan) -> None:
+    def __init__(self, request: Request, source: sources.Source, checkpoint: Checkpoint, planned: Plan) -> None:
         from vidweights_converters import references
 
         if planned.config.num_classes == 0:
@@ -326,7 +386,7 @@ class _Proof:
                 "validation runs the written network in torch, which is not installed, so nothing was written. "
                 "pip install 'vidweights[torch]', or port with --no-validate; the folder then counts as unvalidated."
             )
-        self.request = request
+        self.request, self.identity = request, source.identity
         self.checkpoint = checkpoint
         self.clip = read_clip(request.clip, planned.config.in_channels) if request.clip else None
         self.scratch = tempfile.TemporaryDirectory(prefix="vidweights-")
@@ -358,7 +418,16 @@ class _Proof:
         from vidweights_converters.validate import validate
 
         with self.scratch:
-            return validate(folder, config, self.selection, self.checkpoint, planned, progress=progress, clip=self.clip)
+            return validate(
+                folder,
+                config,
+                self.selection,
+                self.checkpoint,
+                planned,
+                progress=progress,
+                clip=self.clip,
+                identity=self.identity,
+            )
 
 
 def prove_again(
@@ -369,10 +438,10 @@ def prove_again(
     if release is None and weights is None:
         raise UsageError(f"{folder} was made from a checkpoint outside the catalog; give it with --weights.")
     request = Request(config.name, release, weights, config.speaks, config.format, folder.parent, clip=clip)
-    with opened(request, progress) as (_, checkpoint, planned):
+    with opened(request, progress) as (source, checkpoint, planned):
         if release is None:
             _check_source(folder, config, checkpoint)
-        return _Proof(request, checkpoint, planned).run(folder, config, planned, progress)
+        return _Proof(request, source, checkpoint, planned).run(folder, config, planned, progress)
 
 
 def _check_source(folder: Path, config: FolderConfig, checkpoint: Checkpoint) -> None:

@@ -113,6 +113,7 @@ class Report:
     Attributes:
         weights_sha256: {file: SHA-256} of what was checked.
         source_sha256: {file: SHA-256} of what it was made from.
+        identity: how that is known to be the release; nothing for a person's own checkpoint.
         versions: of the libraries on our side.
         criterion: what was required, fixed before the run.
         references: those that judged; `absent` ones are names with reasons.
@@ -134,6 +135,7 @@ class Report:
     round_trip: RoundTrip
     fact_differences: tuple[tuple[str, Any, Any], ...]
     failures: tuple[str, ...]
+    identity: str = ""
 
     @property
     def passed(self) -> bool:
@@ -237,6 +239,8 @@ def _summary(report: Report) -> Table:
 
 
 def _lines(report: Report) -> Iterator[tuple[str, str]]:
+    if report.identity:
+        yield "source", report.identity
     shares = report.coverage
     whole = sum(share == 1 for share in shares.values())
     least = min(shares, key=lambda name: shares[name], default="")

@@ -53,6 +53,7 @@ def validate(
     *,
     progress: Progress = silent,
     clip: Clip | None = None,
+    identity: str = "",
 ) -> Report:
     """Check the weights of a folder, as they lie on disk.
 
@@ -60,6 +61,7 @@ def validate(
         folder: a finished (or staged) folder, and `config` its configuration.
         selection: the references that judge.
         source: the checkpoint that the weights were made from, by the plan `planned`.
+        identity: how the source is known to be the release.
         clip: a real clip (1, C, T, H, W), float32 in [-1, 1], to use beside the seeded ones.
 
     Returns:
@@ -77,6 +79,7 @@ def validate(
     findings = examine(network, selection.references, clips, progress)
     report = Report(
         weights_sha256=dict(config.files),
+        identity=identity,
         source_sha256={path.name: sha256_of(path) for path in source.files},
         versions={name: version(name) for name in ("vidweights", "torch", "numpy")},
         criterion=CRITERION,
@@ -98,7 +101,7 @@ def validate(
 def compare_back(written: Checkpoint, source: Checkpoint, planned: Plan) -> RoundTrip:
     """Port the written tensors back into the source's dialect, and compare the bytes."""
     keys = {step.tensor.name: step.source.key for step in planned.steps if step.source}
-    back = plan.make(written.tensors, planned.source, name=str(written.path))
+    back = plan.make(written.tensors, planned.source, config=planned.config, name=str(written.path))
     differing = [
         keys[step.tensor.name]
         for step, array in stream(back, written)

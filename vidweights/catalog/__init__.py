@@ -25,12 +25,21 @@ _IMAGES = "images"  # the 2D weights beside the releases, which vidweights.image
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One published file: its bytes are known by SHA-256, or by the id that git gives them."""
+    """One published file, and what was published of its bytes.
+
+    Attributes:
+        size: in bytes.
+        git_blob: the id that git gives the bytes.
+        sha256: their SHA-256, or `sha256_begins` its first hexadecimal digits, which some publishers put into names.
+        url: where it is, if not under its name in the release's `url`.
+    """
 
     name: str
-    size: int
-    git_blob: str
+    size: int | None = None
+    git_blob: str | None = None
     sha256: str | None = None
+    sha256_begins: str | None = None
+    url: str | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,7 @@ class Release:
         verified: how far the entry was held to its release: its real file was ported and validated here (`port`), its
             tables to the logits of the released code on weights drawn by a seed (`code`), or neither: names and shapes
             were read, and no file was seen.
+        manual: why no program can fetch the files; None if one can.
         crc32c: for each stored key the CRC32C of the tensor's bytes, in the release's layout.
     """
 
@@ -90,6 +100,7 @@ class Release:
     verified: Verified = "names only"
     copies: tuple[Copy, ...] = ()
     accuracy: Mapping[str, Any] = field(default_factory=dict)
+    manual: str | None = None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -97,9 +108,14 @@ class Release:
         return read_labels(self.label_source["file"])
 
     @property
-    def size(self) -> int:
-        """Bytes of all published files."""
-        return sum(file.size for file in self.files)
+    def size(self) -> int | None:
+        """Bytes of all published files; None if it was not published."""
+        sizes = [file.size for file in self.files]
+        return None if None in sizes else sum(size for size in sizes if size is not None)
+
+    def url_of(self, file: SourceFile) -> str:
+        """Where a file is."""
+        return file.url or f"{self.url}/{file.name}"
 
 
 def read_toml(name: str) -> dict[str, Any]:
