@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import json
 import math
+import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -41,21 +43,20 @@ class Network:
         found: dict[str, Any] = json.loads((_DATA / f"{self.name}.json").read_text())
         return found
 
-    @cached_property
-    def shapes(self) -> dict[str, Shape]:
-        """{key: shape}, in the order of the code's state dict."""
-        return {key: tuple(shape) for key, _, shape in self.record["tensors"]}
-
     @property
+    def shapes(self) -> dict[str, Shape]:
+        """{key: shape}, in the order of the code's state dict, under the keys that the released files have."""
+        return {self._key(key): tuple(shape) for key, _, shape in self.record["tensors"]}
+
     def tensors(self) -> dict[str, Array]:
         """{key: values}: float32, and the counters of training steps, int64."""
         statistics = self._numbers["statistics"].astype(np.float32)
         found: dict[str, Array] = {}
         for key, role, shape in self.record["tensors"]:
             if role in ("mean", "variance"):
-                found[key], statistics = statistics[: shape[0]], statistics[shape[0] :]
+                found[self._key(key)], statistics = np.split(statistics, shape)
             else:
-                found[key] = draw(key, tuple(shape), role, self.record["seed"])
+                found[self._key(key)] = draw(key, tuple(shape), role, self.record["seed"])
         return found
 
     @property
@@ -68,15 +69,32 @@ class Network:
         """The logits `(clips, classes)` that the code computed, float64."""
         return self._numbers["logits"]
 
+    def write(self, folder: Path) -> Path:
+        """Write the tensors into a file as the release has it: a Caffe2 pickle, or torch's, wrapped or bare."""
+        path = folder / f"{self.name}{'.pkl' if self.record['wrapper'] == 'blobs' else '.pth'}"
+        if path.suffix == ".pkl":
+            write_caffe2(path, self.tensors())
+            return path
+        import torch
+
+        state: Any = {key: torch.from_numpy(np.array(value)) for key, value in self.tensors().items()}
+        if wrapper := self.record["wrapper"]:
+            state = {wrapper: state, "epoch": 200}
+        torch.save(state, path)
+        return path
+
+    def _key(self, key: str) -> str:
+        prefix: str = self.record["prefix"]
+        return prefix + key
+
     @cached_property
     def _numbers(self) -> dict[str, Array]:
         with np.load(_DATA / f"{self.name}.npz") as file:
             return dict(file)
 
 
-def networks(*, with_logits: bool) -> list[Network]:
-    """The recorded networks, by name: those that have logits, or all."""
-    suffix = "npz" if with_logits else "json"
+def networks(suffix: str) -> list[Network]:
+    """The recorded networks, by name: those with `npz`, which have logits, or with `json`, which are all."""
     return [Network(path.stem) for path in sorted(_DATA.glob(f"*.{suffix}"))]
 
 
@@ -98,3 +116,18 @@ def draw(key: str, shape: Shape, role: str, seed: int) -> Array:
         case "counter":
             return np.array(1)
     raise ValueError(f"{key}: no tensor has the role {role!r}")
+
+
+def write_caffe2(path: Path, blobs: Mapping[str, Array]) -> None:
+    """Write `{"blobs": {name: float32 array}}` as Python 2's cPickle did, protocol 2: text and bytes are `str`."""
+    new = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85U\1b\x87R"
+    dtype = b"cnumpy\ndtype\nU\2f4K\0K\1\x87R(K\3U\1<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb\x89"
+    with path.open("wb") as file:
+        file.write(b"\x80\x02}U\5blobs}(")
+        for name, blob in blobs.items():
+            file.write(struct.pack("<cB", b"U", len(name)) + name.encode() + new + b"(K\1(")
+            file.writelines(struct.pack("<ci", b"J", size) for size in blob.shape)
+            file.write(b"t" + dtype + struct.pack("<ci", b"T", blob.nbytes))
+            file.write(np.ascontiguousarray(blob, "<f4").tobytes())
+            file.write(b"tb")
+        file.write(b"us.")

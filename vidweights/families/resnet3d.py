@@ -321,8 +321,8 @@ def infer(shape_of: ShapeOf, settings: Mapping[str, Any]) -> ResNet3DConfig | No
         return kernel(name.removesuffix(".conv.weight"), ".spatial", "") is not None
 
     depth = settings.get("depth") or resnet.infer_depth(has)
-    # One naming calls a whole stem what it calls the temporal half of another.
-    spatial = kernel(STEM, ".spatial")
+    # A naming may call a whole stem what it calls a half: VMZ in Caffe2 the temporal one, torchvision the spatial one.
+    spatial = kernel(STEM, ".spatial") if kernel(STEM, ".temporal") else None
     last = kernel(STEM, ".temporal") if spatial else kernel(STEM, "")
     first = spatial or last
     if depth is None or first is None or last is None or 0 in first:
