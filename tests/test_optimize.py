@@ -3,20 +3,31 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vidweights.errors import UsageError
 from vidweights.families.i3d import I3DConfig
+from vidweights.families.resnet3d import ResNet3DConfig
+from vidweights.families.units import Unit
 
 torch = pytest.importorskip("torch")
 
+from vidweights.models import optimize as optimize_module  # noqa: E402
 from vidweights.models.i3d import I3D, TwoStreamI3D  # noqa: E402
-from vidweights.models.optimize import optimize  # noqa: E402
+from vidweights.models.optimize import _FrameConv, _TimeConv, optimize  # noqa: E402
+from vidweights.models.resnet3d import ResNet3D  # noqa: E402
+from vidweights.models.units import Conv, Padding  # noqa: E402
 
 
 def network(in_channels: int = 3, seed: int = 0) -> Any:
     """A narrow I3D whose batch norms have random parameters and statistics."""
     torch.manual_seed(seed)
-    model = I3D(I3DConfig(in_channels, 5, 1 / 8), head_pool="mean").eval()
+    return randomised(I3D(I3DConfig(in_channels, 5, 1 / 8), head_pool="mean").eval())
+
+
+def randomised(model: Any) -> Any:
+    """The network with random parameters and statistics in its batch norms."""
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, torch.nn.BatchNorm3d):
@@ -99,3 +110,112 @@ def test_a_model_with_nothing_to_fold_is_refused() -> None:
         optimize(torch.nn.Sequential(torch.nn.Conv3d(3, 4, 1)).eval())
     with pytest.raises(UsageError, match="has not been optimized before"):
         optimize(optimize(network()))
+
+
+def conv(kernel: Any, stride: Any, padding: Padding) -> Any:
+    """A convolution of a clip in float64, from 3 to 4 channels."""
+    made = Conv(3, Unit("conv", 4, kernel, stride, bias=True), padding).double().eval()
+    assert made.bias is not None
+    with torch.no_grad():
+        made.bias.normal_()
+    return made
+
+
+RULES = st.builds(
+    Padding, st.sampled_from(["same", "symmetric", "none"]), st.sampled_from(["same", "symmetric"]), st.booleans()
+)
+
+
+@given(
+    kernel=st.tuples(st.integers(1, 7), st.integers(1, 3), st.integers(1, 3)),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 2), st.integers(1, 2)),
+    padding=RULES,
+    size=st.tuples(st.integers(7, 12), st.integers(3, 6), st.integers(3, 6)),
+    batch=st.integers(1, 2),
+    last=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_kernel_on_frames_gives_what_it_gives_on_clips(
+    kernel: Any, stride: Any, padding: Padding, size: Any, batch: int, last: bool
+) -> None:
+    made = conv(kernel, stride, padding)
+    x = torch.randn(batch, 3, *size, dtype=torch.float64)
+    x = x.contiguous(memory_format=torch.channels_last_3d) if last else x
+    with torch.inference_mode():
+        torch.testing.assert_close(_FrameConv(made)(x), made(x), rtol=0, atol=1e-12)
+
+
+@given(
+    length=st.integers(2, 7),
+    stride=st.integers(1, 3),
+    padding=RULES,
+    frames=st.integers(7, 12),
+    batch=st.integers(1, 2),
+    last=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_kernel_in_time_gives_on_images_what_it_gives_on_clips(
+    length: int, stride: int, padding: Padding, frames: int, batch: int, last: bool
+) -> None:
+    made = conv((length, 1, 1), (stride, 1, 1), padding)
+    x = torch.randn(batch, 3, frames, 4, 5, dtype=torch.float64)
+    x = x.contiguous(memory_format=torch.channels_last_3d) if last else x
+    with torch.inference_mode():
+        torch.testing.assert_close(_TimeConv(made)(x), made(x), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5])
+@pytest.mark.parametrize("padding", ["symmetric", "same"])
+@pytest.mark.parametrize("replicate", [True, False])
+def test_clips_shorter_than_the_kernel_are_convolved(frames: int, padding: Any, replicate: bool) -> None:
+    x = torch.randn(2, 3, frames, 5, 6, dtype=torch.float64)
+    for kernel, stride, kind in (((5, 3, 3), (2, 2, 1), _FrameConv), ((5, 1, 1), (2, 1, 1), _TimeConv)):
+        made = conv(kernel, stride, Padding(padding, padding, replicate))
+        with torch.inference_mode():
+            torch.testing.assert_close(kind(made)(x), made(x), rtol=0, atol=1e-12)
+
+
+def resnet(**values: Any) -> Any:
+    """A narrow 3D ResNet with random parameters in its batch norms, and the statistics of noise."""
+    torch.manual_seed(0)
+    released = {"depth": 18, "time_padding": "zero", "stem_pool": False}
+    model = randomised(ResNet3D(ResNet3DConfig(**{**released, "num_classes": 5, "width": 8, **values})))
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm3d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        model.train()(torch.rand(2, 3, 8, 40, 33))
+    return model.eval()
+
+
+RESNETS: dict[str, dict[str, Any]] = {
+    "r3d": {"variant": "r3d"},
+    "mc3": {"variant": "mc3"},
+    "r2plus1d": {"variant": "r2plus1d", "planes": "block", "stem_planes": 45},
+    "i3d-resnet-nl": {"variant": "i3d-resnet-nl", "depth": 50, "time_padding": "replicate", "stem_pool": True},
+    "i3d-resnet": {"variant": "i3d-resnet", "time_padding": "replicate", "stem_pool": True},
+}
+
+
+@pytest.mark.parametrize("name", RESNETS)
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_a_3d_resnet_gives_the_same_logits(name: str, channels_last: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimize_module, "_MANY_CHANNELS", 32)  # as wide networks have
+    model = resnet(**RESNETS[name])
+    fast = optimize(model, channels_last=channels_last)
+    replaced = {type(module.conv) for module in fast.modules() if hasattr(module, "conv")} - {Conv}
+    assert bool(replaced - {torch.nn.Conv3d}) == channels_last
+    x = clip()[:, :, :8]
+    with torch.inference_mode():
+        expected, got = model(x), fast(x)
+        assert fast.features(x).is_contiguous(memory_format=torch.channels_last_3d) or not channels_last
+    assert (got - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert (expected[0] - expected[1]).abs().max() > 0.05 * expected.abs().max()  # the network is not blind
+
+
+def test_an_optimized_network_can_be_exported() -> None:
+    fast = optimize(resnet(variant="r2plus1d"))
+    x = clip()[:1]
+    exported = torch.export.export(fast, (x,)).module()
+    with torch.inference_mode():
+        torch.testing.assert_close(exported(x), fast(x))

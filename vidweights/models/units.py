@@ -80,6 +80,11 @@ class Conv(nn.Conv3d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, T, H, W) to (N, C', T', H', W')."""
+        x, pads = self.padded(x)
+        return F.conv3d(x, self.weight, self.bias, self.stride, pads)
+
+    def padded(self, x: Tensor) -> tuple[Tensor, list[int]]:
+        """The clip with all padding that is not zeros on both sides, and what is left to pad on both sides."""
         time, *space = _pads(x, self.kernel_size, self.stride, self.rule, pool=False)  # type: ignore[arg-type]
         if self.rule.replicate and any(time):
             x, time = repeat_ends(x, *time), (0, 0)
@@ -88,7 +93,7 @@ class Conv(nn.Conv3d):
         if any(behind):
             t, h, w = behind
             x = F.pad(x, (0, w, 0, h, 0, t))
-        return F.conv3d(x, self.weight, self.bias, self.stride, [a for a, _ in pads])
+        return x, [a for a, _ in pads]
 
 
 def repeat_ends(x: Tensor, before: int, behind: int) -> Tensor:
@@ -168,7 +173,7 @@ class Unit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, T, H, W) to (N, C', T', H', W')."""
         y = self.bn(self.conv(x))
-        return F.relu(y) if self.relu else y
+        return F.relu(y, inplace=True) if self.relu else y
 
 
 def build_unit(in_channels: int, unit: family.Unit, style: Style) -> nn.Module:
