@@ -46,7 +46,7 @@ def command(
 ) -> None:
     """What the network NAME says of VIDEO: the best classes, with their probabilities.
 
-    NAME is a release, a network that was inflated here, or a finished folder. VIDEO is a video file, a folder of
+    NAME is a release, a network that was inflated here, org/name on a hub, or a finished folder. VIDEO is a video file, a folder of
     images, or an .npy file of frames (T, H, W, 3). Clips and scores are those of the release; the first line says what
     was sampled.
 
@@ -59,8 +59,8 @@ def command(
     videos = (video, Path(flow[1])) if flow else (video,)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        streams = [prediction.open_stream(one, device) for one in names]
         with progress_bar() as progress:
+            streams = [prediction.open_stream(one, device, progress=progress) for one in names]
             verdict = prediction.judge(
                 streams, videos, clips=clips, frames=frames, fps=fps, device=device, progress=progress
             )
