@@ -83,7 +83,8 @@ class View:
         clips, frames = self.sampling.indices.shape
         where = "from the middle" if clips == 1 else "evenly spaced"
         rate = "the video's own rate" if made.fps == "native" else f"{made.fps:g} per second"
-        every = "" if made.stride == 1 else f", every {made.stride}th"
+        spread = f", spread over {frames * made.stride}" if made.spread else f", every {made.stride}th"
+        every = spread if made.stride > 1 else ""
         size = f"{made.size[0]}x{made.size[1]}" if made.size else f"{made.short_side} on the shorter side"
         looped = f", repeated from {self.sampling.available}" if self.sampling.looped else ""
         return (
@@ -318,7 +319,7 @@ def _view(
 
 def _has_rate(video: Source) -> bool:
     """Whether it is a video file, which has timestamps."""
-    return isinstance(video, str | Path) and Path(video).is_file() and Path(video).suffix.lower() != ".npy"
+    return isinstance(video, str | Path) and home.expanded(video).is_file() and Path(video).suffix.lower() != ".npy"
 
 
 def _check_pair(streams: Sequence[Stream]) -> None:

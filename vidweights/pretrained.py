@@ -48,7 +48,10 @@ class Weights:
         return self.release.labels
 
     def transforms(self) -> ClipTransform:
-        """The release's preprocessing: frames (T, H, W, C) to a float32 clip (C, T, H, W)."""
+        """The release's preprocessing: frames (T, H, W, C) to a float32 clip (C, T, H, W).
+
+        Its `video` method makes the clips (N, C, T, H, W) of a whole video.
+        """
         from vidweights.clips import ClipTransform, Preprocessing
 
         return ClipTransform(Preprocessing.from_json(self.release.input))
