@@ -249,6 +249,15 @@ def test_the_code_of_a_card_runs_beside_its_folder(made: Path) -> None:
     assert run(code, made.parent, {}).strip() == f"torch.Size([1, {NARROW.num_classes}])"
 
 
+def test_frames_of_an_exact_size_and_at_the_rate_of_the_video() -> None:
+    release = catalog.get("i3d-rgb-scratch-k400")
+    fields = {k: v for k, v in release.input.items() if k != "short_side"}
+    made = replace(planned(release), input={**fields, "size": [128, 171], "crop": 112, "fps": "native"})
+    text = card.render(made, None)
+    assert "the frames of your video: (T, H, W, 3)" in text
+    assert "(64, 128, 171, 3)" in text
+
+
 def first_of_each_kind() -> list[Release]:
     """One release for each dialect and kind of input, since their code differs in nothing else."""
     kinds = {(release.dialect, release.input["channels"]): release for release in reversed(RELEASES)}

@@ -50,7 +50,7 @@ def test_every_command_has_help_and_the_exit_codes_are_documented() -> None:
         return subprocess.run(line, capture_output=True, text=True, check=True).stdout
 
     overview = help_of()
-    for command in ("list", "info", "inspect", "diff", "port", "validate"):
+    for command in ("list", "info", "inspect", "diff", "port", "validate", "predict"):
         assert command in overview
         assert "--json" in help_of(command)
     for code in ("0", "1", "2", "3", "4", "5", "6", "130"):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FRAMEWORKS = {"torch", "tensorflow", "jax", "flax", "keras", "h5py"}
+FRAMEWORKS = {"torch", "tensorflow", "jax", "flax", "keras", "h5py", "av"}
 PACKAGES = {
     "vidweights": ROOT / "vidweights",
     "vidweights_converters": ROOT / "converters" / "vidweights_converters",
@@ -34,6 +34,7 @@ def loaded(code: str) -> set[str]:
         "import vidweights_converters.port",
         "import vidweights_converters.references.images",
         "import vidweights_cli.main, vidweights_cli.port, vidweights_cli.validate, vidweights_cli.inspect",
+        "import vidweights.video, vidweights.prediction, vidweights_cli.predict",
     ],
 )
 def test_no_framework_is_imported_before_it_is_needed(code: str) -> None:

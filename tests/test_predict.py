@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import warnings
 from collections.abc import Callable
@@ -262,6 +263,20 @@ def test_the_scores_are_those_of_the_network_on_the_clip(home: Path, cli: Run, i
     assert {label: pytest.approx(score, rel=1e-6) for label, score in found} == expected
 
 
+def test_labels_that_are_not_those_of_the_folder_are_refused(
+    cli: Run, inflated: str, home: Path, mp4: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(home / "weights" / inflated, copy)
+    names = (copy / "labels.txt").read_text().splitlines()
+    (copy / "labels.txt").write_text("\n".join(reversed(names)) + "\n")
+    code, _, err = cli("predict", copy, mp4, "--frames", 2)
+    assert (code, "labels.txt is not the file" in err) == (4, True)
+    (copy / "labels.txt").unlink()
+    code, _, err = cli("predict", copy, mp4, "--frames", 2)
+    assert (code, "labels.txt is missing" in err) == (4, True)
+
+
 def test_a_folder_of_images_with_a_rate(cli: Run, inflated: str, tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image")
     for i, frame in enumerate(footage.counting(12)):
@@ -291,7 +306,7 @@ def test_a_port_of_ones_own_says_nothing_of_its_input(cli: Run, tmp_path: Path, 
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("nothing", "{mp4}"), 2, "neither a file or folder here, nor org/name on a hub"),
+        (("nothing", "{mp4}"), 2, "is neither a file or folder here"),
         (("{name}", "missing.mp4"), 2, "no such video"),
         (("{name}", "{page}"), 4, "It is a web page"),
         (("{name}", "{mp4}", "--fps", "25"), 2, "has its own timestamps"),

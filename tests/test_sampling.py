@@ -98,10 +98,23 @@ def test_the_number_and_the_length_of_clips_can_be_chosen() -> None:
     assert sample(Timeline.constant(79, 25), Preprocessing(), clips=3, frames=16).indices.shape == (3, 16)
 
 
+def test_spread_frames_are_those_of_pytorchvideo() -> None:
+    torch = pytest.importorskip("torch")
+    release = Preprocessing(frames=16, stride=4, spread=True, fps="native")
+    sampling = sample(Timeline.constant(300, 30), release, clips=10)
+    # pytorchvideo/transforms/functional.py, uniform_temporal_subsample, on the 64 frames of a clip.
+    expected = torch.linspace(0, 63, 16).clamp(0, 63).long().numpy()
+    assert (sampling.indices - sampling.indices[:, :1] == expected).all()
+    assert (sampling.indices[0, 0], sampling.indices[-1, -1]) == (0, 299)
+    with pytest.raises(InputError, match=r"out of 64, .* at most 15 frames"):
+        sample(Timeline.constant(63, 30), release)
+    assert sample(Timeline.constant(9, 30), release, frames=1).indices.tolist() == [[2]]
+
+
 def test_a_video_that_is_too_short_is_refused_with_what_would_fit() -> None:
     with pytest.raises(InputError, match=r"has 20 frames, 10 at 15 per second; a clip needs 16 .* at most 10 frames"):
         sample(Timeline.constant(20, 30), Preprocessing(frames=16, fps=15.0))
-    with pytest.raises(InputError, match=r"a clip needs 8, every 2th of 15, .* at most 4 frames"):
+    with pytest.raises(InputError, match=r"a clip needs 8, out of 15, .* at most 4 frames"):
         sample(Timeline.constant(8, 30), Preprocessing(frames=8, fps="native", stride=2))
 
 
@@ -112,9 +125,13 @@ def test_a_release_that_repeats_short_videos_does_so_from_the_start(count: int, 
     assert sampling.indices.tolist() == 2 * [[i % count for i in range(frames)]]
 
 
-@pytest.mark.parametrize("wrong", [{"clips": 0}, {"frames": 0}, {"clips": 2.5}, {"frames": True}], ids=str)
+@pytest.mark.parametrize(
+    "wrong",
+    [{"clips": 0}, {"frames": 0}, {"clips": 10**9}, {"frames": 10**9}, {"clips": 2.5}, {"frames": True}],
+    ids=str,
+)
 def test_a_number_of_clips_or_frames_that_is_none_is_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="expected a whole number from 1 on"):
+    with pytest.raises(UsageError, match=r"expected a whole number from 1 on|expected at most"):
         sample(Timeline.constant(79, 25), Preprocessing(), **wrong)
 
 

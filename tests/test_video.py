@@ -315,6 +315,11 @@ def test_what_holds_no_frames_for_the_network_is_refused(
         ClipTransform(preprocessing).video(tmp_path / source)
 
 
+def test_what_is_neither_a_path_nor_an_array_is_refused() -> None:
+    with pytest.raises(InputError, match="the video is a list; expected a path, or an array"):
+        ClipTransform(SMALL).video([1, 2])  # type: ignore[arg-type]
+
+
 def test_a_damaged_image_in_a_folder_is_named(tmp_path: Path) -> None:
     for i in range(8):
         (tmp_path / f"{i}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(50))

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ClipTransform", "Preprocessing", "moving_clip", "noise_clip", "read_clip"]
 
+_MOST_PIXELS = 1 << 26  # of a resized frame: one of 1x9999 would fill the memory
+
 _ROUND: dict[Rounding, Callable[[float], int]] = {
     "down": math.floor,
     "nearest": lambda x: math.floor(x + 0.5),
@@ -165,6 +167,8 @@ class ClipTransform:
         size = self._size(height, width)
         if size == (height, width):
             return image.float()
+        if size[0] * size[1] > _MOST_PIXELS:
+            raise InputError(f"frames of {height}x{width} pixels become {size[0]}x{size[1]}; expected a usual shape")
         rule = RESIZERS[self.preprocessing.resizer]
         # With antialiasing torch resizes 8-bit images as Pillow does, which rounds between the two axes too.
         whole = rule.levels and rule.antialias and not image.is_floating_point()

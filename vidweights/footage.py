@@ -47,7 +47,9 @@ class ArrayFootage:
     """The frames of an array or tensor (T, H, W, C)."""
 
     def __init__(self, frames: Any, fps: float, says: str) -> None:
-        if getattr(frames, "ndim", 4) != 4:
+        if not hasattr(frames, "ndim"):
+            raise InputError(f"the video is a {type(frames).__name__}; expected a path, or an array (T, H, W, C)")
+        if frames.ndim != 4:
             raise InputError(f"the frames have shape {tuple(frames.shape)}; expected (T, H, W, C), the whole video")
         self.frames, self.says = frames, says
         self.timeline = Timeline.constant(len(frames), fps)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vidweights import folder, pretrained
+from vidweights import folder, home, pretrained
 from vidweights.clips import ClipTransform
 from vidweights.errors import FormatError, UnavailableError, UsageError
+from vidweights.folder import FolderConfig
 from vidweights.footage import Source, open_footage
 from vidweights.preprocessing import Preprocessing
 from vidweights.progress import Progress, silent
@@ -82,7 +83,8 @@ class View:
         clips, frames = self.sampling.indices.shape
         where = "from the middle" if clips == 1 else "evenly spaced"
         rate = "the video's own rate" if made.fps == "native" else f"{made.fps:g} per second"
-        every = "" if made.stride == 1 else f", every {made.stride}th"
+        spread = f", spread over {frames * made.stride}" if made.spread else f", every {made.stride}th"
+        every = spread if made.stride > 1 else ""
         size = f"{made.size[0]}x{made.size[1]}" if made.size else f"{made.short_side} on the shorter side"
         looped = f", repeated from {self.sampling.available}" if self.sampling.looped else ""
         return (
@@ -148,8 +150,8 @@ def predict(
     (`vidweights.preprocessing.Preprocessing.scores`).
 
     Args:
-        source: a release's name, that of a network that was inflated here, a finished folder, or a loaded network;
-            or a pair of such for two streams.
+        source: a release's name, that of a network that was inflated here, `org/name` on a hub, a finished folder, or a
+            loaded network; or a pair of such for two streams.
         video: a video file, or all frames of one, as `vidweights.clips.ClipTransform.video` takes it; or a pair: the
             video and its flow.
         clips: how many, evenly spaced; as many as the release is measured with if not given.
@@ -177,7 +179,7 @@ def predict(
         raise UsageError(
             f"{len(sources)} networks and {len(videos)} videos: expected one of each, or (rgb, flow) of each"
         )
-    streams = [open_stream(one, device, preprocessing, labels) for one in sources]
+    streams = [open_stream(one, device, preprocessing=preprocessing, labels=labels) for one in sources]
     verdict = judge(streams, videos, clips=clips, frames=frames, fps=fps, device=device)
     for view in verdict.views:
         if view.sampling.looped:
@@ -188,8 +190,10 @@ def predict(
 def open_stream(
     source: Network,
     device: str = "cpu",
+    *,
     preprocessing: Preprocessing | None = None,
     labels: Sequence[str] | None = None,
+    progress: Progress = silent,
 ) -> Stream:
     """The network of a name, a folder or a module, with what its clips and its classes are.
 
@@ -204,10 +208,10 @@ def open_stream(
                 "vidweights.weights(NAME).transforms().preprocessing, or give its name instead"
             )
         return Stream(type(source).__name__, source.eval(), preprocessing, tuple(labels or ()))
-    path = pretrained.finished_folder(source)
+    path = pretrained.finished_folder(source, progress)
     config = folder.read_config(path)
     made = preprocessing or _stated(path, config.input)
-    names = tuple(labels) if labels is not None else _labels(path)
+    names = tuple(labels) if labels is not None else _labels(path, config)
     network = pretrained.load(path, device=device)
     return Stream(config.name, network, made, names, folder.validation_state(path, config))
 
@@ -223,14 +227,15 @@ def _stated(path: Path, fields: Mapping[str, Any] | None) -> Preprocessing:
     return Preprocessing.from_json({**usual, **fields})
 
 
-def _labels(path: Path) -> tuple[str, ...]:
+def _labels(path: Path, config: FolderConfig) -> tuple[str, ...]:
+    """The class names of a folder, if they are known and are those that its `config.json` describes."""
+    if config.labels is None:
+        return ()
     file = path / folder.LABELS
     if not file.is_file():
-        return ()
-    try:
-        return tuple(file.read_text(encoding="utf-8").splitlines())
-    except (OSError, UnicodeDecodeError) as error:
-        raise FormatError(f"{file} cannot be read ({error}). Make or fetch the folder again.") from error
+        raise FormatError(f"{file} is missing, which {folder.CONFIG} lists. Make or fetch the folder again.")
+    home.verify(file, config.labels["sha256"])
+    return tuple(file.read_text(encoding="utf-8").splitlines())
 
 
 def judge(
@@ -314,7 +319,7 @@ def _view(
 
 def _has_rate(video: Source) -> bool:
     """Whether it is a video file, which has timestamps."""
-    return isinstance(video, str | Path) and Path(video).is_file() and Path(video).suffix.lower() != ".npy"
+    return isinstance(video, str | Path) and home.expanded(video).is_file() and Path(video).suffix.lower() != ".npy"
 
 
 def _check_pair(streams: Sequence[Stream]) -> None:

@@ -83,6 +83,8 @@ class Preprocessing:
         size: (height, width) to which frames are resized, proportions not kept; None for `short_side`.
         resizer: whose way of resizing and cropping it is, a key of `RESIZERS`.
         stride: each clip takes every so many-th frame of those at `fps`.
+        spread: the frames of a clip are spread evenly over `frames * stride` frames, the last included, in place of
+            every `stride`-th (PySlowFast and pytorchvideo).
         clips: how many clips, evenly spaced, stand for a video when the release is measured; 1 is its centre.
         scores: what is averaged over the clips of a video, and combined over two streams: `softmax`, the class
             probabilities, which are averaged over streams too, or `logits`, which are summed over streams.
@@ -101,6 +103,7 @@ class Preprocessing:
     size: tuple[int, int] | None = None
     resizer: str = "plain"
     stride: int = 1
+    spread: bool = False
     clips: int = 1
     scores: Literal["logits", "softmax"] = "logits"
     short_videos: Literal["refuse", "loop"] = "refuse"
@@ -125,12 +128,13 @@ class Preprocessing:
     def _check_choices(self) -> None:
         known = {
             "resizer": tuple(RESIZERS),
+            "spread": (False, True),
             "scores": ("logits", "softmax"),
             "short_videos": ("refuse", "loop"),
         }
         for name, choices in known.items():
             if getattr(self, name) not in choices:
-                raise UsageError(f"{name} {getattr(self, name)!r}: expected one of {', '.join(choices)}")
+                raise UsageError(f"{name} {getattr(self, name)!r}: expected one of {', '.join(map(str, choices))}")
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values, in their order; `mean` and those after it only where they are not the default.
@@ -171,7 +175,7 @@ class Preprocessing:
 _OPTIONAL: dict[str, Any] = {
     field.name: field.default
     for field in fields(Preprocessing)
-    if field.name in ("mean", "std", "size", "resizer", "stride", "clips", "scores", "short_videos")
+    if field.name in ("mean", "std", "size", "resizer", "stride", "spread", "clips", "scores", "short_videos")
 }
 
 
@@ -189,6 +193,10 @@ def _numbers(value: Any) -> tuple[float, ...]:
     return tuple(map(float, value))
 
 
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
 def _rate(value: Any) -> float | str:
     return "native" if value == "native" else float(value)
 
@@ -199,6 +207,7 @@ _READERS: dict[str, Any] = {
     "value_range": _pair,
     "flow_clamp": float,
     "fps": _rate,
+    "spread": _as_it_is,
     "mean": _numbers,
     "std": _numbers,
     "size": _size,

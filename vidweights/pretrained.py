@@ -48,7 +48,10 @@ class Weights:
         return self.release.labels
 
     def transforms(self) -> ClipTransform:
-        """The release's preprocessing: frames (T, H, W, C) to a float32 clip (C, T, H, W)."""
+        """The release's preprocessing: frames (T, H, W, C) to a float32 clip (C, T, H, W).
+
+        Its `video` method makes the clips (N, C, T, H, W) of a whole video.
+        """
         from vidweights.clips import ClipTransform, Preprocessing
 
         return ClipTransform(Preprocessing.from_json(self.release.input))
@@ -280,14 +283,14 @@ def state_dict(
     return _to_torch(arrays) if framework == "torch" else {key: array for key, (array, _) in arrays.items()}
 
 
-def finished_folder(source: str | Path) -> Path:
-    """The finished folder of a name or a path, made now if a release is not on this machine yet.
+def finished_folder(source: str | Path, progress: Progress = silent) -> Path:
+    """The finished folder of a name or a path, downloaded if it is not on this machine yet.
 
     Raises:
         UsageError: `source` is neither, or a checkpoint outside a finished folder.
         UnavailableError: the weights cannot be had.
     """
-    path = download(source)
+    path = download(source, progress=progress)
     if not (path / folder.CONFIG).is_file():
         raise UsageError(
             f"{path} is not in a finished folder, and says nothing of its input and its classes. "

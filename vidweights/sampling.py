@@ -15,6 +15,7 @@ from vidweights.preprocessing import Preprocessing
 Indices = NDArray[np.int64]
 
 _MOST_SAMPLES = 1 << 31  # of one video; a timestamp that is damaged must not fill the memory
+_MOST_FRAMES = 1 << 20  # of all clips
 
 
 @dataclass(frozen=True)
@@ -134,20 +135,31 @@ def sample(
             raise UsageError(f"{name} {value!r}: expected a whole number from 1 on")
     if not len(timeline):
         raise InputError("the video has no frames")
+    if clips * frames > _MOST_FRAMES:
+        raise UsageError(f"{clips} clips of {frames} frames: expected at most {_MOST_FRAMES} frames in all")
     shown = resample(timeline, preprocessing.fps)
-    span = (frames - 1) * preprocessing.stride + 1
+    offsets = _offsets(frames, preprocessing)
+    span = frames * preprocessing.stride if preprocessing.spread else int(offsets[-1]) + 1
     looped = len(shown) < span
     if looped and preprocessing.short_videos == "refuse":
         raise InputError(_too_short(len(timeline), len(shown), preprocessing, frames, span))
     starts = (0,) * clips if looped else clip_starts(len(shown), span, clips)
-    places = np.array(starts, np.int64)[:, None] + np.arange(frames, dtype=np.int64) * preprocessing.stride
+    places = np.array(starts, np.int64)[:, None] + offsets
     return Sampling(shown[places % len(shown)], len(shown), looped)
 
 
+def _offsets(frames: int, preprocessing: Preprocessing) -> Indices:
+    """Which frames a clip takes, from its first on."""
+    numbers = np.arange(frames, dtype=np.int64)
+    if preprocessing.spread:
+        return numbers * (frames * preprocessing.stride - 1) // max(frames - 1, 1)
+    return numbers * preprocessing.stride
+
+
 def _too_short(count: int, shown: int, preprocessing: Preprocessing, frames: int, span: int) -> str:
-    stride = "" if preprocessing.stride == 1 else f", every {preprocessing.stride}th of {span},"
+    stride = "" if span == frames else f", out of {span},"
     rate = "" if preprocessing.fps == "native" else f", {shown} at {preprocessing.fps:g} per second"
-    fitting = (shown - 1) // preprocessing.stride + 1
+    fitting = shown // preprocessing.stride if preprocessing.spread else (shown - 1) // preprocessing.stride + 1
     return (
         f"the video is too short: it has {count} frames{rate}; a clip needs {frames}{stride} and the release repeats "
         f"none. Give a longer video, or ask for clips of at most {fitting} frames."

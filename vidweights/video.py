@@ -214,7 +214,9 @@ class VideoFile:
 
 def _video_stream(container: Any, path: Path) -> Any:
     """The first stream of moving pictures; the cover of an album is none."""
-    cover = _av().stream.Disposition.attached_pic
+    from av.stream import Disposition
+
+    cover = Disposition.attached_pic
     streams = [stream for stream in container.streams.video if not stream.disposition & cover]
     if not streams:
         sound = " It has sound only." if container.streams.audio else ""

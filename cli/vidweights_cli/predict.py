@@ -9,6 +9,7 @@ import click
 
 from vidweights import prediction
 from vidweights.prediction import Verdict
+from vidweights.pretrained import UnvalidatedWarning
 from vidweights_cli.output import json_option, print_json, printable, progress_bar, table
 
 
@@ -46,9 +47,9 @@ def command(
 ) -> None:
     """What the network NAME says of VIDEO: the best classes, with their probabilities.
 
-    NAME is a release, a network that was inflated here, or a finished folder. VIDEO is a video file, a folder of
-    images, or an .npy file of frames (T, H, W, 3). Clips and scores are those of the release; the first line says what
-    was sampled.
+    NAME is a release, a network that was inflated here, org/name on a hub, or a finished folder. VIDEO is a video file,
+    a folder of images, or an .npy file of frames (T, H, W, 3). Clips and scores are those of the release; the first
+    line says what was sampled.
 
     \b
       vidweights predict i3d-rgb-scratch-k400 video.mp4
@@ -59,12 +60,14 @@ def command(
     videos = (video, Path(flow[1])) if flow else (video,)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        streams = [prediction.open_stream(one, device) for one in names]
         with progress_bar() as progress:
+            streams = [prediction.open_stream(one, device, progress=progress) for one in names]
             verdict = prediction.judge(
                 streams, videos, clips=clips, frames=frames, fps=fps, device=device, progress=progress
             )
     for warning in caught:
+        if not issubclass(warning.category, UnvalidatedWarning):
+            continue  # of a library; that a video is repeated is said where the clips are described
         click.echo(f"vidweights: {printable(str(warning.message))}", err=True)
     if as_json:
         print_json(_fields(verdict, top))

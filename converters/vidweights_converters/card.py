@@ -182,8 +182,9 @@ def _frames(config: FolderConfig) -> tuple[str, str]:
     """Frames that stand for a person's own."""
     fields = config.input or {}
     frames, side = fields.get("frames", 16), fields.get("short_side", 256)
-    size = f"({frames}, {side}, {side * 4 // 3}, {2 if fields.get('channels') == 'flow' else 3})"
-    rate = f" at {fields['fps']:g} frames per second" if fields.get("fps") else ""
+    height, width = fields.get("size") or (side, side * 4 // 3)
+    size = f"({frames}, {height}, {width}, {2 if fields.get('channels') == 'flow' else 3})"
+    rate = f" at {fields['fps']:g} frames per second" if fields.get("fps", "native") != "native" else ""
     if fields.get("channels") == "flow":
         what = f"# In place of noise, the optical flow of your video{rate}: (T, H, W, 2), x and y in pixels."
         return what, f"frames = np.random.default_rng(0).normal(0, 5, {size}).astype(np.float32)"
