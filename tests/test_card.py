@@ -15,10 +15,10 @@ import pytest
 from networks import NARROW, canonical, config_for, stored, write
 
 import vidweights
-from vidweights import catalog, dialects, folder
+from vidweights import catalog, dialects, folder, images
 from vidweights.catalog import Release
 from vidweights.folder import FolderConfig
-from vidweights_converters import card, citation, licence
+from vidweights_converters import card, citation, inflate, licence
 
 RELEASES = catalog.releases()
 
@@ -165,6 +165,16 @@ def test_the_licence_text_is_that_of_the_weights(made: Path) -> None:
     assert "No licence of the weights is known" in (made / "NOTICE").read_text()
 
 
+@pytest.mark.parametrize("name", images.names())
+def test_inflated_weights_carry_the_licence_of_their_2d_source(name: str) -> None:
+    weights = images.get(name)
+    texts = licence.texts(planned(RELEASES[0], **inflate.provenance(weights)))
+    stated = weights.licence
+    assert f"Licence of the weights: {stated['id']}" in texts["NOTICE"]
+    assert ("LICENSE" in texts) == (stated["id"] != "BSD-3-Clause" or "copyright" in stated)
+    assert stated.get("copyright", "") in texts.get("LICENSE", "")
+
+
 @pytest.mark.parametrize("name", ["MIT", "BSD-3-Clause"])
 def test_a_text_that_needs_a_copyright_line_is_not_made_up_without_it(name: str) -> None:
     stated = {"id": name, "source": "a/b@1:LICENSE"}
@@ -247,6 +257,17 @@ def test_the_code_of_a_card_runs_beside_its_folder(made: Path) -> None:
     pytest.importorskip("torch")
     (code,) = blocks((made / "README.md").read_text(encoding="utf-8"))
     assert run(code, made.parent, {}).strip() == f"torch.Size([1, {NARROW.num_classes}])"
+
+
+def test_the_code_of_a_card_in_another_dialect_loads_that_folder_and_no_other(made: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    (other,) = vidweights.port(
+        "i3d", weights=made, to="piergiaj", format="torch", out=tmp_path / "to", validate=False
+    ).values()
+    text = (other / "README.md").read_text(encoding="utf-8")
+    assert "safetensors" not in section(text, "Use")
+    (code,) = blocks(text)
+    assert run(code, other.parent, {}).strip() == f"torch.Size([1, {NARROW.num_classes}])"
 
 
 def first_of_each_kind() -> list[Release]:

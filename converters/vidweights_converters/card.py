@@ -55,7 +55,6 @@ _PROMISES = {
 }
 
 _STAMP = "<!-- Written by vidweights; a card that was edited is kept. SHA-256 of the text above: {sha256} -->\n"
-_NO_STATEMENT = "no statement by the publisher | -"
 
 
 def renewed(folder: Path, text: str, *, overwrite: bool = False) -> str | None:
@@ -129,9 +128,9 @@ def _render(config: FolderConfig, status: str, weights: str, checks: str) -> str
         trainer=_trainer(config, training),
         source=_source(config),
         paper=release.get("paper") or "-",
-        licence=_licence(config, licence),
-        code_licence=_stated(licence.get("code")),
-        data_licence=_stated(training.get("licence")),
+        licence=_stated(config, licence),
+        code_licence=_stated(config, licence.get("code")),
+        data_licence=_stated(config, training.get("licence")),
         input=_input(config),
         labels=_labels(config),
         accuracy=_accuracy(config, release.get("accuracy") or {}),
@@ -161,10 +160,12 @@ def _weights(config: FolderConfig) -> str:
 def _example(config: FolderConfig) -> str:
     """How to load and run the network; a release knows its preprocessing and its labels."""
     head = ["import numpy as np", "import torch", "import vidweights", ""]
-    load = f'model = vidweights.load("{config.name}")  # or the path of the folder'
+    # The name of a release means its folder in our own naming.
+    where = config.name if _native(config) else f"./{config.name}"
+    load = f'model = vidweights.load("{where}")  # or the path of the folder'
     run = "with torch.no_grad():"
     known = config.release and config.input and not config.inflation
-    if known and config.labels and config.speaks is dialects.native(config.family):
+    if known and config.labels and _native(config):
         return "\n".join([*head, load, f'weights = vidweights.weights("{config.name}")', *_frames(config), run, *_TOP])
     channels = getattr(config.config, "in_channels", 3)
     clip = f"clip = torch.rand(1, {channels}, 16, 224, 224)  # (N, C, T, H, W), in place of yours"
@@ -191,12 +192,17 @@ def _frames(config: FolderConfig) -> tuple[str, str]:
     return what, f"frames = np.random.default_rng(0).integers(0, 256, {size}, np.uint8)"
 
 
+def _native(config: FolderConfig) -> bool:
+    return config.speaks is dialects.native(config.family)
+
+
 def _alone(config: FolderConfig) -> str:
-    if config.main != "model.safetensors":
+    if config.format != "safetensors":
         return ""
+    names = "the network's modules" if _native(config) else f"`{config.dialect}`"
     return (
         "It needs no vidweights to be read: `safetensors.torch.load_file` gives the tensors of `model.safetensors` "
-        "under the names of the network's modules, and `config.json` and `labels.txt` are plain JSON and plain text."
+        f"under the names of {names}, and `config.json` and `labels.txt` are plain JSON and plain text."
     )
 
 
@@ -240,19 +246,14 @@ def _trainer(config: FolderConfig, training: Mapping[str, Any]) -> str:
     return f"{by} ({shown(training['source'])})" if training.get("source") else by
 
 
-def _licence(config: FolderConfig, licence: Mapping[str, Any]) -> str:
-    if licence or config.release:
-        return _stated(licence)
-    none = "none: the numbers were drawn by a seed" if _random(config) else "unknown: ask whoever trained it"
-    return f"{none} | -"
-
-
-def _stated(licence: Mapping[str, Any] | None) -> str:
+def _stated(config: FolderConfig, licence: Mapping[str, Any] | None) -> str:
     """Two cells: a licence, and where it is stated."""
-    if not licence:
-        return _NO_STATEMENT
-    note = f"; {licence['note']}" if licence.get("note") else ""
-    return f"{licence['id']} | {shown(licence['source'])}{note}"
+    if licence:
+        note = f"; {licence['note']}" if licence.get("note") else ""
+        return f"{licence['id']} | {shown(licence['source'])}{note}"
+    if _random(config):
+        return "none: the numbers were drawn by a seed | -"
+    return f"{'no statement by the publisher' if config.release else 'unknown: ask whoever trained it'} | -"
 
 
 def _accuracy(config: FolderConfig, accuracy: Mapping[str, Any]) -> str:
