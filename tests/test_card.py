@@ -33,7 +33,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def planned(release: Release, **changes: Any) -> FolderConfig:
     """The configuration of a release's folder, with some of its provenance changed."""
-    config = card._planned(release)
+    config = card.planned(release)
     return replace(config, files={"w": "0" * 64}, main="w", release={**(config.release or {}), **changes})
 
 

@@ -88,10 +88,10 @@ def of_release(release: Release) -> str:
     """The card of a catalogued release that nobody has packed here."""
     command = f"vidweights port {release.name} --weights FILE"
     status = f"{_UNSEEN[release.verified]} `{command}` ports and proves the one that you have."
-    return _render(_planned(release), status, f"not packed here; `{command}` makes them", "Nothing yet.")
+    return _render(planned(release), status, f"not packed here; `{command}` makes them", "Nothing yet.")
 
 
-def _planned(release: Release) -> FolderConfig:
+def planned(release: Release) -> FolderConfig:
     """What `config.json` will say of a release, as far as that is known before its file is there."""
     native = dialects.native(release.family)
     return FolderConfig(
