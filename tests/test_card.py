@@ -111,6 +111,15 @@ def test_only_one_of_two_rates_may_be_published() -> None:
     assert result.metric_value == 57.5
 
 
+def test_the_frames_that_are_asked_for_are_those_of_the_input() -> None:
+    fields = {**RELEASES[0].input, "channels": "rgb", "size": [128, 171], "fps": "native", "stride": 2, "frames": 8}
+    text = card.of_release(replace(RELEASES[0], input=fields))
+    assert "the frames of your video, one in 2: (T, H, W, 3), RGB." in text
+    assert "(8, 128, 171, 3)" in text
+    assert "| height, width | 128, 171 |" in section(text, "Input")
+    assert "short side" not in section(text, "Input")
+
+
 # --- what the hub reads -----------------------------------------------------------------------------------------------
 
 

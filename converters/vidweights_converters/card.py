@@ -182,14 +182,22 @@ _TOP = (
 def _frames(config: FolderConfig) -> tuple[str, str]:
     """Frames that stand for a person's own."""
     fields = config.input or {}
-    frames, side = fields.get("frames", 16), fields.get("short_side", 256)
-    size = f"({frames}, {side}, {side * 4 // 3}, {2 if fields.get('channels') == 'flow' else 3})"
-    rate = f" at {fields['fps']:g} frames per second" if fields.get("fps") else ""
-    if fields.get("channels") == "flow":
-        what = f"# In place of noise, the optical flow of your video{rate}: (T, H, W, 2), x and y in pixels."
-        return what, f"frames = np.random.default_rng(0).normal(0, 5, {size}).astype(np.float32)"
-    what = f"# In place of noise, the frames of your video{rate}: (T, H, W, 3), RGB."
-    return what, f"frames = np.random.default_rng(0).integers(0, 256, {size}, np.uint8)"
+    flow = fields.get("channels") == "flow"
+    height, width = fields.get("size") or (fields.get("short_side", 256), fields.get("short_side", 256) * 4 // 3)
+    shape = f"({fields.get('frames', 16)}, {height}, {width}, {2 if flow else 3})"
+    what = "the optical flow of your video" if flow else "the frames of your video"
+    axes = "(T, H, W, 2), x and y in pixels" if flow else "(T, H, W, 3), RGB"
+    drawn = f"normal(0, 5, {shape}).astype(np.float32)" if flow else f"integers(0, 256, {shape}, np.uint8)"
+    return (
+        f"# In place of noise, {what}{_rate(fields)}: {axes}.",
+        f"frames = np.random.default_rng(0).{drawn}",
+    )
+
+
+def _rate(fields: Mapping[str, Any]) -> str:
+    fps, stride = fields.get("fps"), fields.get("stride", 1)
+    rate = f" at {fps:g} frames per second" if isinstance(fps, int | float) else ""
+    return f"{rate}, one in {stride}" if stride > 1 else rate
 
 
 def _native(config: FolderConfig) -> bool:
@@ -197,13 +205,17 @@ def _native(config: FolderConfig) -> bool:
 
 
 def _alone(config: FolderConfig) -> str:
-    if config.format != "safetensors":
-        return ""
-    names = "the network's modules" if _native(config) else f"`{config.dialect}`"
-    return (
-        "It needs no vidweights to be read: `safetensors.torch.load_file` gives the tensors of `model.safetensors` "
-        f"under the names of {names}, and `config.json` and `labels.txt` are plain JSON and plain text."
-    )
+    """What to say below the code."""
+    lines = []
+    if config.release and not config.inflation and (config.input or {}).get("channels") in ("rgb", "bgr"):
+        lines.append(f"Of a video file: `vidweights predict {config.name} video.mp4`.")
+    if config.format == "safetensors":
+        names = "the network's modules" if _native(config) else f"`{config.dialect}`"
+        lines.append(
+            "It needs no vidweights to be read: `safetensors.torch.load_file` gives the tensors of `model.safetensors` "
+            f"under the names of {names}, and `config.json` and `labels.txt` are plain JSON and plain text."
+        )
+    return "\n\n".join(lines)
 
 
 def _network(config: FolderConfig) -> str:
@@ -268,15 +280,24 @@ def _accuracy(config: FolderConfig, accuracy: Mapping[str, Any]) -> str:
     )
 
 
-_INPUT_NAMES = {"channels": "channel order", "value_range": "values", "crop": "centre crop", "fps": "frames per second"}
+_INPUT_NAMES = {
+    "channels": "channel order",
+    "value_range": "values",
+    "crop": "centre crop",
+    "fps": "frames per second",
+    "size": "height, width",
+}
 
 
 def _input(config: FolderConfig) -> str:
     if config.input is None:
         return "Unknown: the checkpoint is not in the catalog."
+    fields = shown_input(config.input)
+    if fields.get("size"):
+        fields.pop("short_side", None)  # frames are resized to a size of their own
     rows = [
         f"| {_INPUT_NAMES.get(name, name.replace('_', ' '))} | {_value(name, value)} |"
-        for name, value in shown_input(config.input).items()
+        for name, value in fields.items()
     ]
     source = (config.release or {}).get("input_source")
     rows += [f"| source | {shown(source)} |"] if source else []
