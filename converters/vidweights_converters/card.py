@@ -306,7 +306,7 @@ def _input(config: FolderConfig) -> str:
 
 def _value(name: str, value: Any) -> str:
     if name == "channels":
-        return str(value).upper() if value in ("rgb", "bgr") else str(value)
+        return str(value).upper() if value in ("rgb", "bgr") else f"{value}: x, then y"
     if name == "value_range":
         return " to ".join(f"{one:g}" for one in value)
     values = value if isinstance(value, list | tuple) else [value]
