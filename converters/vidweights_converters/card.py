@@ -286,6 +286,8 @@ _INPUT_NAMES = {
     "crop": "centre crop",
     "fps": "frames per second",
     "size": "height, width",
+    "scores": "averaged over clips",
+    "short_videos": "too short videos",
 }
 
 
