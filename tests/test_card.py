@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from networks import NARROW, canonical, config_for, stored, write
+from networks import NARROW, canonical, stored, write
 
 import vidweights
-from vidweights import catalog, dialects, folder
+from vidweights import catalog, dialects, folder, images
 from vidweights.catalog import Release
 from vidweights.folder import FolderConfig
-from vidweights_converters import card, citation, licence
+from vidweights_converters import card, citation, inflate, licence
 
 RELEASES = catalog.releases()
 
@@ -33,7 +33,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def planned(release: Release, **changes: Any) -> FolderConfig:
     """The configuration of a release's folder, with some of its provenance changed."""
-    config = card._planned(release)
+    config = card.planned(release)
     return replace(config, files={"w": "0" * 64}, main="w", release={**(config.release or {}), **changes})
 
 
@@ -111,6 +111,15 @@ def test_only_one_of_two_rates_may_be_published() -> None:
     assert result.metric_value == 57.5
 
 
+def test_the_frames_that_are_asked_for_are_those_of_the_input() -> None:
+    fields = {**RELEASES[0].input, "channels": "rgb", "size": [128, 171], "fps": "native", "stride": 2, "frames": 8}
+    text = card.of_release(replace(RELEASES[0], input=fields))
+    assert "the frames of your video, one in 2: (T, H, W, 3), RGB." in text
+    assert "(8, 128, 171, 3)" in text
+    assert "| height, width | 128, 171 |" in section(text, "Input")
+    assert "short side" not in section(text, "Input")
+
+
 # --- what the hub reads -----------------------------------------------------------------------------------------------
 
 
@@ -163,6 +172,16 @@ def test_the_licence_text_is_that_of_the_weights(made: Path) -> None:
     assert citation.link(release.licence["source"]) in texts["NOTICE"]
     assert not (made / "LICENSE").exists()
     assert "No licence of the weights is known" in (made / "NOTICE").read_text()
+
+
+@pytest.mark.parametrize("name", images.names())
+def test_inflated_weights_carry_the_licence_of_their_2d_source(name: str) -> None:
+    weights = images.get(name)
+    texts = licence.texts(planned(RELEASES[0], **inflate.provenance(weights)))
+    stated = weights.licence
+    assert f"Licence of the weights: {stated['id']}" in texts["NOTICE"]
+    assert ("LICENSE" in texts) == (stated["id"] != "BSD-3-Clause" or "copyright" in stated)
+    assert stated.get("copyright", "") in texts.get("LICENSE", "")
 
 
 @pytest.mark.parametrize("name", ["MIT", "BSD-3-Clause"])
@@ -258,20 +277,35 @@ def test_frames_of_an_exact_size_and_at_the_rate_of_the_video() -> None:
     assert "(64, 128, 171, 3)" in text
 
 
-def first_of_each_kind() -> list[Release]:
-    """One release for each dialect and kind of input, since their code differs in nothing else."""
-    kinds = {(release.dialect, release.input["channels"]): release for release in reversed(RELEASES)}
-    return list(kinds.values())
+def test_the_code_of_a_card_in_another_dialect_loads_that_folder_and_no_other(made: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    (other,) = vidweights.port(
+        "i3d", weights=made, to="piergiaj", format="torch", out=tmp_path / "to", validate=False
+    ).values()
+    text = (other / "README.md").read_text(encoding="utf-8")
+    assert "safetensors" not in section(text, "Use")
+    (code,) = blocks(text)
+    assert run(code, other.parent, {}).strip() == f"torch.Size([1, {NARROW.num_classes}])"
 
 
-@pytest.mark.parametrize("release", first_of_each_kind(), ids=lambda release: release.name)
+def one_of_each_kind() -> list[Release]:
+    """The shallowest release of each dialect and kind of input, since their code differs in nothing else."""
+    deepest_first = sorted(RELEASES, key=lambda release: -getattr(release.config, "depth", 0))
+    return list({(release.dialect, release.input.get("channels")): release for release in deepest_first}.values())
+
+
+def narrowed(release: Release) -> Any:
+    """The configuration of a release, with fewer channels."""
+    values = release.config.to_json()
+    narrow = {"width": 4, "depth_multiplier": 1 / 32}
+    return type(release.config)(**{**values, **{name: n for name, n in narrow.items() if name in values}})
+
+
+@pytest.mark.parametrize("release", one_of_each_kind(), ids=lambda release: release.name)
 def test_the_code_of_a_release_runs_and_prints_five_labels(release: Release, tmp_path: Path) -> None:
     """On a narrow network in the place of the release's own, which has the same input and the same classes."""
     pytest.importorskip("torch")
-    dialect = dialects.get(release.dialect)
-    config = config_for(
-        dialect, num_classes=release.config.num_classes, in_channels=getattr(release.config, "in_channels", 3)
-    )
+    dialect, config = dialects.get(release.dialect), narrowed(release)
     source = write(tmp_path / "source", "safetensors", stored(dialect, config, canonical(config)))
     (made,) = vidweights.port(release.family, weights=source, out=tmp_path / "out", validate=False).values()
     (tmp_path / "home" / "weights").mkdir(parents=True)

@@ -610,6 +610,15 @@ def test_a_report_survives_json(proved: tuple[Inflated, EqualityReport]) -> None
     assert EqualityReport.from_json(data) == report
 
 
+def test_the_report_has_the_difference_of_each_output_frame(proved: tuple[Inflated, EqualityReport]) -> None:
+    _, report = proved
+    for reference in report.references:
+        for clip in reference.clips:
+            assert max(clip.each) == pytest.approx(clip.frames)
+            assert len(clip.each) == len(clip.inputs or clip.each) >= 1
+    assert any(len(clip.each) > 1 for clip in report.references[0].clips)
+
+
 def test_the_folder_counts_as_validated_by_its_report(proved: tuple[Inflated, EqualityReport]) -> None:
     one, report = proved
     assert folder.validation_state(one.path, one.config) == "unvalidated"

@@ -106,6 +106,13 @@ def test_a_sound_port_passes_in_every_clip(passed: report.Report) -> None:
     assert passed.response > 0.1
 
 
+def test_the_report_has_the_error_of_every_endpoint(passed: report.Report, expected: dict[str, Array]) -> None:
+    (reference,) = passed.references
+    assert list(reference.layers) == list(expected)
+    assert reference.layers["Logits"] == pytest.approx(reference.clips[0].max_relative)
+    assert report.Report.from_json(passed.to_json()).references[0].layers == reference.layers
+
+
 def test_the_report_speaks_of_the_very_files(sound: tuple[Path, report.Report]) -> None:
     made, done = sound
     config = folder.read_config(made)

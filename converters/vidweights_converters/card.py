@@ -55,7 +55,6 @@ _PROMISES = {
 }
 
 _STAMP = "<!-- Written by vidweights; a card that was edited is kept. SHA-256 of the text above: {sha256} -->\n"
-_NO_STATEMENT = "no statement by the publisher | -"
 
 
 def renewed(folder: Path, text: str, *, overwrite: bool = False) -> str | None:
@@ -89,10 +88,10 @@ def of_release(release: Release) -> str:
     """The card of a catalogued release that nobody has packed here."""
     command = f"vidweights port {release.name} --weights FILE"
     status = f"{_UNSEEN[release.verified]} `{command}` ports and proves the one that you have."
-    return _render(_planned(release), status, f"not packed here; `{command}` makes them", "Nothing yet.")
+    return _render(planned(release), status, f"not packed here; `{command}` makes them", "Nothing yet.")
 
 
-def _planned(release: Release) -> FolderConfig:
+def planned(release: Release) -> FolderConfig:
     """What `config.json` will say of a release, as far as that is known before its file is there."""
     native = dialects.native(release.family)
     return FolderConfig(
@@ -129,9 +128,9 @@ def _render(config: FolderConfig, status: str, weights: str, checks: str) -> str
         trainer=_trainer(config, training),
         source=_source(config),
         paper=release.get("paper") or "-",
-        licence=_licence(config, licence),
-        code_licence=_stated(licence.get("code")),
-        data_licence=_stated(training.get("licence")),
+        licence=_stated(config, licence),
+        code_licence=_stated(config, licence.get("code")),
+        data_licence=_stated(config, training.get("licence")),
         input=_input(config),
         labels=_labels(config),
         accuracy=_accuracy(config, release.get("accuracy") or {}),
@@ -161,10 +160,12 @@ def _weights(config: FolderConfig) -> str:
 def _example(config: FolderConfig) -> str:
     """How to load and run the network; a release knows its preprocessing and its labels."""
     head = ["import numpy as np", "import torch", "import vidweights", ""]
-    load = f'model = vidweights.load("{config.name}")  # or the path of the folder'
+    # The name of a release means its folder in our own naming.
+    where = config.name if _native(config) else f"./{config.name}"
+    load = f'model = vidweights.load("{where}")  # or the path of the folder'
     run = "with torch.no_grad():"
     known = config.release and config.input and not config.inflation
-    if known and config.labels and config.speaks is dialects.native(config.family):
+    if known and config.labels and _native(config):
         return "\n".join([*head, load, f'weights = vidweights.weights("{config.name}")', *_frames(config), run, *_TOP])
     channels = getattr(config.config, "in_channels", 3)
     clip = f"clip = torch.rand(1, {channels}, 16, 224, 224)  # (N, C, T, H, W), in place of yours"
@@ -181,24 +182,40 @@ _TOP = (
 def _frames(config: FolderConfig) -> tuple[str, str]:
     """Frames that stand for a person's own."""
     fields = config.input or {}
-    frames, side = fields.get("frames", 16), fields.get("short_side", 256)
-    height, width = fields.get("size") or (side, side * 4 // 3)
-    size = f"({frames}, {height}, {width}, {2 if fields.get('channels') == 'flow' else 3})"
-    rate = f" at {fields['fps']:g} frames per second" if fields.get("fps", "native") != "native" else ""
-    if fields.get("channels") == "flow":
-        what = f"# In place of noise, the optical flow of your video{rate}: (T, H, W, 2), x and y in pixels."
-        return what, f"frames = np.random.default_rng(0).normal(0, 5, {size}).astype(np.float32)"
-    what = f"# In place of noise, the frames of your video{rate}: (T, H, W, 3), RGB."
-    return what, f"frames = np.random.default_rng(0).integers(0, 256, {size}, np.uint8)"
+    flow = fields.get("channels") == "flow"
+    height, width = fields.get("size") or (fields.get("short_side", 256), fields.get("short_side", 256) * 4 // 3)
+    shape = f"({fields.get('frames', 16)}, {height}, {width}, {2 if flow else 3})"
+    what = "the optical flow of your video" if flow else "the frames of your video"
+    axes = "(T, H, W, 2), x and y in pixels" if flow else "(T, H, W, 3), RGB"
+    drawn = f"normal(0, 5, {shape}).astype(np.float32)" if flow else f"integers(0, 256, {shape}, np.uint8)"
+    return (
+        f"# In place of noise, {what}{_rate(fields)}: {axes}.",
+        f"frames = np.random.default_rng(0).{drawn}",
+    )
+
+
+def _rate(fields: Mapping[str, Any]) -> str:
+    fps, stride = fields.get("fps"), fields.get("stride", 1)
+    rate = f" at {fps:g} frames per second" if isinstance(fps, int | float) else ""
+    return f"{rate}, one in {stride}" if stride > 1 else rate
+
+
+def _native(config: FolderConfig) -> bool:
+    return config.speaks is dialects.native(config.family)
 
 
 def _alone(config: FolderConfig) -> str:
-    if config.main != "model.safetensors":
-        return ""
-    return (
-        "It needs no vidweights to be read: `safetensors.torch.load_file` gives the tensors of `model.safetensors` "
-        "under the names of the network's modules, and `config.json` and `labels.txt` are plain JSON and plain text."
-    )
+    """What to say below the code."""
+    lines = []
+    if config.release and not config.inflation and (config.input or {}).get("channels") in ("rgb", "bgr"):
+        lines.append(f"Of a video file: `vidweights predict {config.name} video.mp4`.")
+    if config.format == "safetensors":
+        names = "the network's modules" if _native(config) else f"`{config.dialect}`"
+        lines.append(
+            "It needs no vidweights to be read: `safetensors.torch.load_file` gives the tensors of `model.safetensors` "
+            f"under the names of {names}, and `config.json` and `labels.txt` are plain JSON and plain text."
+        )
+    return "\n\n".join(lines)
 
 
 def _network(config: FolderConfig) -> str:
@@ -241,19 +258,14 @@ def _trainer(config: FolderConfig, training: Mapping[str, Any]) -> str:
     return f"{by} ({shown(training['source'])})" if training.get("source") else by
 
 
-def _licence(config: FolderConfig, licence: Mapping[str, Any]) -> str:
-    if licence or config.release:
-        return _stated(licence)
-    none = "none: the numbers were drawn by a seed" if _random(config) else "unknown: ask whoever trained it"
-    return f"{none} | -"
-
-
-def _stated(licence: Mapping[str, Any] | None) -> str:
+def _stated(config: FolderConfig, licence: Mapping[str, Any] | None) -> str:
     """Two cells: a licence, and where it is stated."""
-    if not licence:
-        return _NO_STATEMENT
-    note = f"; {licence['note']}" if licence.get("note") else ""
-    return f"{licence['id']} | {shown(licence['source'])}{note}"
+    if licence:
+        note = f"; {licence['note']}" if licence.get("note") else ""
+        return f"{licence['id']} | {shown(licence['source'])}{note}"
+    if _random(config):
+        return "none: the numbers were drawn by a seed | -"
+    return f"{'no statement by the publisher' if config.release else 'unknown: ask whoever trained it'} | -"
 
 
 def _accuracy(config: FolderConfig, accuracy: Mapping[str, Any]) -> str:
@@ -268,15 +280,26 @@ def _accuracy(config: FolderConfig, accuracy: Mapping[str, Any]) -> str:
     )
 
 
-_INPUT_NAMES = {"channels": "channel order", "value_range": "values", "crop": "centre crop", "fps": "frames per second"}
+_INPUT_NAMES = {
+    "channels": "channel order",
+    "value_range": "values",
+    "crop": "centre crop",
+    "fps": "frames per second",
+    "size": "height, width",
+    "scores": "averaged over clips",
+    "short_videos": "too short videos",
+}
 
 
 def _input(config: FolderConfig) -> str:
     if config.input is None:
         return "Unknown: the checkpoint is not in the catalog."
+    fields = shown_input(config.input)
+    if fields.get("size"):
+        fields.pop("short_side", None)  # frames are resized to a size of their own
     rows = [
         f"| {_INPUT_NAMES.get(name, name.replace('_', ' '))} | {_value(name, value)} |"
-        for name, value in shown_input(config.input).items()
+        for name, value in fields.items()
     ]
     source = (config.release or {}).get("input_source")
     rows += [f"| source | {shown(source)} |"] if source else []
@@ -285,7 +308,7 @@ def _input(config: FolderConfig) -> str:
 
 def _value(name: str, value: Any) -> str:
     if name == "channels":
-        return str(value).upper() if value in ("rgb", "bgr") else str(value)
+        return str(value).upper() if value in ("rgb", "bgr") else f"{value}: x, then y"
     if name == "value_range":
         return " to ".join(f"{one:g}" for one in value)
     values = value if isinstance(value, list | tuple) else [value]

@@ -71,7 +71,7 @@ def _parity(report: Report) -> Iterator[str]:
     yield (
         f"**Logits differ from those of the source by at most {clip.max_abs:.1e}**, {clip.max_relative:.1e} of the "
         f"largest ({worst.name}, {clip.name}), over {count} clips and {len(report.references)} independent "
-        f"{'executions' if len(report.references) > 1 else 'execution'} of the source; ran with {_versions(report)}."
+        f"{'executions' if len(report.references) > 1 else 'execution'} of the source; run with {_versions(report)}."
     )
     yield ""
 
@@ -84,7 +84,7 @@ def _equality(report: EqualityReport) -> Iterator[str]:
     if report.references:
         names = ", ".join(f"{one.name} ({one.version})" for one in report.references)
         yield (
-            f"Each clip against the 2D network in {names}; the worst of them is shown. Ran in float64 with "
+            f"Each clip against the 2D network in {names}; the worst of them is shown. Run in float64 with "
             f"{_versions(report)}."
         )
         yield ""

@@ -6,13 +6,15 @@
                                                      take over what was proved of a finished folder, then write
 
 A release that was ported and validated here has `config.json`, `validation.json` and the pictures of its finished
-folder beside its card, which is then the card of that folder.
+folder beside its card, which is then the card of that folder. Of its `config.json` only the hashes were measured; the
+rest follows from the catalog, and is renewed with it.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from vidweights import catalog
 from vidweights.catalog import Release
 from vidweights.errors import UsageError, VidweightsError
 from vidweights.files import replace_text
-from vidweights.folder import CARD, CONFIG, VALIDATION, read_config, read_validation, validation_state
+from vidweights.folder import CARD, CONFIG, VALIDATION, json_text, read_config, read_validation, validation_state
 from vidweights_converters import card
 
 
@@ -31,27 +33,29 @@ def home() -> Path:
     return Path(str(resources.files("vidweights_cards")))
 
 
-def text_of(release: Release, folder: Path) -> str:
-    """The card that a release should have.
+def texts_of(release: Release, folder: Path) -> dict[str, str]:
+    """{file name: text} of what should be there for a release.
 
     Raises:
         UsageError: what is kept of its validation is not about the weights that `config.json` describes.
     """
     if not (folder / CONFIG).is_file():
-        return card.of_release(release)
-    config = read_config(folder)
+        return {CARD: card.of_release(release)}
+    kept = read_config(folder)
+    config = replace(card.planned(release), main=kept.main, files=kept.files, source=kept.source)
     validation = read_validation(folder, config)
     if validation is None:
         raise UsageError(f"{folder / VALIDATION} is missing or is about other weights. Run this with --from FOLDER.")
-    return card.render(config, validation)
+    return {CONFIG: json_text(config.to_json()), CARD: card.render(config, validation)}
 
 
-def stale(cards: Path) -> Iterator[tuple[Release, str]]:
-    """The releases whose card is not as it should be, and how it should be."""
+def stale(cards: Path) -> Iterator[tuple[Path, str]]:
+    """The files that are not as they should be, and how they should be."""
     for release in catalog.releases():
-        path, text = cards / release.name / CARD, text_of(release, cards / release.name)
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            yield release, text
+        for name, text in texts_of(release, cards / release.name).items():
+            path = cards / release.name / name
+            if not path.is_file() or path.read_text(encoding="utf-8") != text:
+                yield path, text
 
 
 def left_over(cards: Path) -> list[Path]:
@@ -109,16 +113,14 @@ def renew(cards: Path, *, check: bool = False, overwrite: bool = False) -> Itera
         overwrite: whether a card that a person edited is written too.
     """
     yield from (f"{path}: the catalog has no such release; remove it" for path in left_over(cards))
-    for release, text in stale(cards):
-        folder = cards / release.name
-        new = card.renewed(folder, text, overwrite=overwrite)
+    for path, text in stale(cards):
         if check:
-            yield f"{folder / CARD} is not current; run: python -m vidweights_converters.cards"
-        elif new is None:
-            yield f"{folder / CARD} was edited by hand and is kept; --overwrite writes a new one"
+            yield f"{path} is not current; run: python -m vidweights_converters.cards"
+        elif path.name == CARD and card.renewed(path.parent, text, overwrite=overwrite) is None:
+            yield f"{path} was edited by hand and is kept; --overwrite writes a new one"
         else:
-            folder.mkdir(exist_ok=True)
-            replace_text(folder / CARD, new)
+            path.parent.mkdir(exist_ok=True)
+            replace_text(path, text)
 
 
 if __name__ == "__main__":

@@ -316,13 +316,16 @@ def _write(request: Request, checkpoint: Checkpoint, planned: Plan, stage: Path,
         facts=planned.target.all_facts,
         source=record,
         input=dict(release.input) if release else None,
-        labels=write_labels(stage, release.labels, release.label_source["source"])
-        if release and release.labels
-        else None,
+        labels=_labels(release, stage) if release else None,
         release=provenance(release) if release else None,
     )
     write_json(stage / CONFIG, config.to_json())
     return config
+
+
+def _labels(release: Release, stage: Path) -> dict[str, Any] | None:
+    """Write the labels of a release, where their order is known."""
+    return write_labels(stage, release.labels, release.label_source["source"]) if release.labels else None
 
 
 def write_weights(

@@ -47,13 +47,18 @@ def panels(report: Report | EqualityReport) -> tuple[Panel, ...]:
 
 
 def _frames(report: EqualityReport) -> tuple[Panel, ...]:
-    if not report.references or not report.references[0].clips or not report.zero_padding:
-        return ()
-    reference, zero = report.references[0], report.zero_padding[0]
-    first = reference.clips[0]
-    repeated = Panel(f"{first.name}, ends repeated ({reference.name})", _numbered(first.each), report.tolerance)
-    zeros = Panel(f"{zero.name}, zeros in time", _numbered(zero.frames), report.tolerance, ORANGE)
-    return (repeated, zeros) if first.each else (zeros,)
+    """The still clips that leave the network with the most frames."""
+    found = []
+    if report.references:
+        reference = report.references[0]
+        clips = [clip for clip in reference.clips if clip.inputs is None and clip.each]
+        for clip in sorted(clips, key=lambda clip: -len(clip.each))[:1]:
+            title = f"{clip.name}, ends repeated ({reference.name})"
+            found.append(Panel(title, _numbered(clip.each), report.tolerance))
+    for zero in sorted(report.zero_padding, key=lambda zero: -len(zero.frames))[:1]:
+        title = f"{zero.name}, zeros in time"
+        found.append(Panel(title, _numbered(zero.frames), report.tolerance, ORANGE))
+    return tuple(found)
 
 
 def _numbered(errors: Sequence[float]) -> dict[str, float]:
