@@ -163,7 +163,7 @@ class Hub:
         if found is not None:
             import hf_xet
 
-            with hf_xet.XetSession().new_file_download_group(endpoint=self.xet) as group:  # type: ignore[arg-type]
+            with hf_xet.XetSession().new_file_download_group(endpoint=self.xet) as group:
                 group.start_download_file(hf_xet.XetFileInfo(*found), str(path))
         return path
 
@@ -214,7 +214,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def handle_one_request(self) -> None:
-        with suppress(ConnectionError, _Cut):
+        with suppress(ConnectionError, _Cut):  # of a client that was killed, or a connection that was cut
             return super().handle_one_request()
         self.close_connection = True
 
@@ -222,6 +222,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Find the route of a request, and let its fault happen."""
         self.line = f"{self.command} {self.path}"
         self.left = int(self.headers.get("Content-Length") or 0)
+        self.lost: Fault | None = None
         headers = {name.lower(): value for name, value in self.headers.items()}
         with self.hub.lock:
             self.hub.requests.append(Request(self.server_name, self.line, headers))
@@ -584,12 +585,11 @@ class _StorageHandler(_Handler):
     server_name = "storage"
 
     def answer(self) -> None:
+        self.line, self.left, self.lost = "", int(self.headers.get("Content-Length") or 0), None
         if self.headers.get("Authorization"):  # as S3 does
-            self.left, self.lost, self.line = int(self.headers.get("Content-Length") or 0), None, ""
             self.hub.requests.append(Request("storage", f"TOKEN {self.command} {self.path}", {}))
             return self.refuse(400, "Only one auth mechanism allowed")
         if f"signature={self.hub.signature}" not in self.path:
-            self.left, self.lost, self.line = int(self.headers.get("Content-Length") or 0), None, ""
             return self.refuse(403, "SignatureDoesNotMatch")
         return super().answer()
 
@@ -652,10 +652,6 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
 
-    def handle_error(self, request: object, client_address: object) -> None:
-        if not isinstance(self.RequestHandlerClass, type):  # a client that was killed is no error here
-            super().handle_error(request, client_address)  # type: ignore[arg-type]
-
 
 @contextmanager
 def running(root: Path, *, xet: bool = False, part_size: int | None = None) -> Iterator[Hub]:
@@ -664,7 +660,10 @@ def running(root: Path, *, xet: bool = False, part_size: int | None = None) -> I
     servers = [
         _Server(("127.0.0.1", 0), type(base.__name__, (base,), {"hub": hub})) for base in (_HubHandler, _StorageHandler)
     ]
-    hub.url, hub.storage = (f"http://127.0.0.1:{server.server_port}" for server in servers)
+    # Two names of loopback: the 1.x client takes another port of the same host for the same place.
+    hub.url, hub.storage = (
+        f"http://{host}:{server.server_port}" for host, server in zip(("127.0.0.1", "localhost"), servers)
+    )
     for server in servers:
         threading.Thread(target=partial(server.serve_forever, poll_interval=0.02), daemon=True).start()
     try:

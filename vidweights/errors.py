@@ -84,3 +84,9 @@ class InputError(VidweightsError, ValueError):
     """A clip does not fit the network: wrong dtype, range, number of channels, or too small."""
 
     exit_code = 2
+
+
+class PublishError(VidweightsError):
+    """A package was not published: it may not be, or the hub has changed or does not allow it."""
+
+    exit_code = 7

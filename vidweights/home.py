@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from vidweights.errors import IntegrityError, UsageError
 from vidweights.files import sha256_of
+
+_MEMORY = "verified.json"
 
 
 def home() -> Path:
@@ -49,19 +52,39 @@ def verify(path: Path, sha256: str) -> None:
     Raises:
         IntegrityError: the hash differs.
     """
-    stat = path.stat()
-    entry = [stat.st_size, stat.st_mtime_ns, stat.st_ino, sha256]
-    memory = home() / "verified.json"
-    known = _read(memory)
-    if known.get(str(path.resolve())) == entry:
-        return
-    found = sha256_of(path)
-    if found != sha256:
+    if (found := other_hash(path, sha256)) is not None:
         raise IntegrityError(
             f"{path} is not the file that its config.json describes: found SHA-256 {found}, expected {sha256}. "
             "Make or fetch it again."
         )
-    _write(memory, {**known, str(path.resolve()): entry})
+
+
+def other_hash(path: Path, expected: str, hash_of: Callable[[Path], str] = sha256_of) -> str | None:
+    """The hash that a file has instead of the expected one, or None; each state of a file is read once."""
+    memory, key, state = home() / _MEMORY, str(path.resolve()), _state(path, expected)
+    if (known := _read(memory)).get(key, [])[:4] == state:
+        return None
+    if (found := hash_of(path)) != expected:
+        return found
+    _write(memory, {**known, key: state})
+    return None
+
+
+def remember(path: Path, digest: str, *marks: str) -> None:
+    """Note that a file has this hash, and what else was found of it, for as long as it does not change."""
+    memory = home() / _MEMORY
+    _write(memory, {**_read(memory), str(path.resolve()): [*_state(path, digest), *marks]})
+
+
+def is_known(path: Path, mark: str) -> bool:
+    """Whether `mark` was remembered of a file, and it has not changed since."""
+    entry = _read(home() / _MEMORY).get(str(path.resolve()), [])
+    return mark in entry[4:] and entry[:3] == _state(path, "")[:3]
+
+
+def _state(path: Path, digest: str) -> list[object]:
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ino, digest]
 
 
 def _read(memory: Path) -> dict[str, list[object]]:

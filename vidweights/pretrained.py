@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from vidweights import catalog, dialects, folder, formats, home, images, models, plan
+from vidweights import catalog, dialects, folder, formats, home, identity, images, models, plan
+from vidweights import hub as hubs
 from vidweights.catalog import Release
-from vidweights.errors import FormatError, OutputError, PlanError, UnavailableError, UsageError
+from vidweights.errors import FormatError, IntegrityError, OutputError, PlanError, UnavailableError, UsageError
 from vidweights.families import FAMILIES
 from vidweights.folder import FolderConfig
 from vidweights.layout import Array
+from vidweights.progress import Progress, silent
 from vidweights.run import stream
 
 if TYPE_CHECKING:
@@ -84,25 +86,105 @@ def list_weights() -> tuple[str, ...]:
     return catalog.names()
 
 
-def download(name: str) -> Path:
-    """The finished folder of a release, made now if it is not on this machine yet.
+def download(
+    source: str | Path, *, hub: str | Path | None = None, build: bool = False, progress: Progress = silent
+) -> Path:
+    """The finished folder that a name means, on this machine, every file compared with the hash that is published.
 
-    What is made here is not validated, since that takes the source's framework; `vidweights port` does both.
+    A name is looked for here, then on the hub; what comes from there is kept in the cache that `HF_HOME` names.
+
+    Args:
+        source: the name of a release, or of a network that was inflated here; `org/name` or `org/name@revision` on a
+            hub; or a path, which is returned as it is.
+        hub: an address, or a folder that serves as a hub; `$VIDWEIGHTS_HUB`, `$HF_ENDPOINT` or huggingface.co if
+            not given.
+        build: port a release that no hub has from what its authors published. The bytes are the same; what is made
+            here is not validated, since that takes the source's framework: `vidweights port` does both.
+        progress: told of the bytes.
 
     Raises:
-        UsageError: no release has that name.
-        UnavailableError: no source has its bytes; the message lists the places that were tried.
+        UsageError: no such name.
+        UnavailableError: no place has it; the message lists those that were tried, and what to do.
+        IntegrityError: a hub sends other bytes than were published.
     """
-    record = weights(name)
-    if record.folder is None:
-        from vidweights import _converters
+    if isinstance(source, str) and source in catalog.names():
+        return _release_folder(source, hub, build=build, progress=progress)
+    if isinstance(source, str) and (home.weights_folder(source) / folder.CONFIG).is_file():
+        return home.weights_folder(source)  # what `vidweights inflate` made
+    path = home.expanded(source)
+    with suppress(OSError):  # a name that is too long, say
+        if path.name and (path.exists() or path.with_name(path.name + ".index").exists()):
+            return folder.folder_of(path) or path
+    if str(source) in images.names():
+        raise _flat(str(source))
+    if (repository := hubs.Repository.parse(str(source))) is not None:
+        return hubs.opened(hub).folder(repository, progress)
+    raise UsageError(
+        f"{str(source)!r} is neither a file or folder here, nor org/name on a hub, nor the name of a release; "
+        f"the releases are: {', '.join(catalog.names())}"
+    )
 
-        try:
-            _converters.port(name, validate=False)
-        except OutputError:
-            if record.folder is None:  # unless another process was faster
-                raise
-    return home.weights_folder(name)
+
+def _release_folder(name: str, hub: str | Path | None, *, build: bool, progress: Progress) -> Path:
+    """The folder of a release: made here before, published, or, with `build`, made now."""
+    record = weights(name)
+    if record.folder is not None:
+        return record.folder
+    try:
+        found = hubs.opened(hub).folder(hubs.Repository(f"{hubs.ORGANISATION}/{name}"), progress)
+    except hubs.NotHereError as error:
+        if not build:
+            raise _not_published(record, error) from error
+        return _built(record)
+    _check_release(record.release, found)
+    return found
+
+
+def _not_published(record: Weights, error: hubs.NotHereError) -> hubs.NotHereError:
+    """The same error, with the ways to make the weights from the release itself."""
+    files = [f"{record.release.url}/{file.name}" for file in record.release.files]
+    return hubs.NotHereError(
+        f"{record.name} ({record.release.size / 1e6:.1f} MB)",
+        [(str(home.weights_folder(record.name)), "not there"), *error.attempts],
+        [
+            ("to make it from the release", f"vidweights port {record.name}, or load({record.name!r}, build=True)"),
+            *error.advice,
+            *(("the release itself", file) for file in files),
+            ("which, once fetched, is taken by", f"vidweights port {record.name} --weights FOLDER_WITH_THESE_FILES"),
+        ],
+    )
+
+
+def _built(record: Weights) -> Path:
+    from vidweights import _converters
+
+    try:
+        _converters.port(record.name, validate=False)
+    except OutputError:
+        if record.folder is None:  # unless another process was faster
+            raise
+    return home.weights_folder(record.name)
+
+
+def _check_release(release: Release, found: Path) -> None:
+    """Hold what was published under a release's name to the catalog: its tensors are those of the release.
+
+    Raises:
+        IntegrityError: they are not, bit for bit.
+    """
+    config = folder.read_config(found)
+    file = found / config.main
+    mark = f"release {release.name}"  # remembered beside the file's hash
+    if home.is_known(file, mark):
+        return
+    with formats.open_checkpoint(file) as checkpoint:
+        match = identity.compare(checkpoint, dialects.recognise(checkpoint.tensors), release)
+    if not match.whole:
+        raise IntegrityError(
+            f"{found} was published as {release.name} and is not it: {len(match.differing)} of {match.total} tensors "
+            f"differ ({match.some}). Make it from the release: vidweights port {release.name}"
+        )
+    home.remember(file, config.files[config.main], mark)
 
 
 def load(
@@ -111,6 +193,8 @@ def load(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     num_classes: int | None = None,
+    hub: str | Path | None = None,
+    build: bool = False,
     **options: Any,
 ) -> nn.Module:
     """A network with pretrained weights, in evaluation mode.
@@ -119,11 +203,12 @@ def load(
     checked, once for each file and state of it.
 
     Args:
-        source: a release's name, that of a network which was inflated here (`resnet18-i3d-resnet-mean`), a finished
-            folder, or a checkpoint file in any known format and dialect.
+        source: a release's name, that of a network which was inflated here (`resnet18-i3d-resnet-mean`), `org/name`
+            or `org/name@revision` on a hub, a finished folder, or a checkpoint file in any known format and dialect.
         device: where the parameters go.
         dtype: what floating parameters become; as stored if not given.
         num_classes: a new, randomly initialised head of that many classes, for fine-tuning.
+        hub, build: see `download`.
         options: keyword arguments of the model (`dropout=0.5`, `head_pool="mean"`).
 
     Raises:
@@ -133,7 +218,8 @@ def load(
         IntegrityError: the weights are not those that the folder's `config.json` describes.
         PlanError: the tensors are not those of a known network.
     """
-    family, config, tensors = _read(_path(source), str(device))
+    path = download(source, hub=hub, build=build)
+    family, config, tensors = _read(path, str(device))
     import torch
 
     if dtype is not None and not isinstance(dtype, torch.dtype):
@@ -151,12 +237,29 @@ def load(
 
 @overload
 def state_dict(
-    source: str | Path, *, dialect: str | None = None, framework: Literal["torch"] = "torch"
+    source: str | Path,
+    *,
+    dialect: str | None = None,
+    framework: Literal["torch"] = "torch",
+    hub: str | Path | None = None,
+    build: bool = False,
 ) -> dict[str, torch.Tensor]: ...
 @overload
-def state_dict(source: str | Path, *, dialect: str | None = None, framework: Literal["numpy"]) -> dict[str, Array]: ...
 def state_dict(
-    source: str | Path, *, dialect: str | None = None, framework: Literal["torch", "numpy"] = "torch"
+    source: str | Path,
+    *,
+    dialect: str | None = None,
+    framework: Literal["numpy"],
+    hub: str | Path | None = None,
+    build: bool = False,
+) -> dict[str, Array]: ...
+def state_dict(
+    source: str | Path,
+    *,
+    dialect: str | None = None,
+    framework: Literal["torch", "numpy"] = "torch",
+    hub: str | Path | None = None,
+    build: bool = False,
 ) -> dict[str, torch.Tensor] | dict[str, Array]:
     """The tensors of a release, folder or file under the names of a dialect.
 
@@ -165,6 +268,7 @@ def state_dict(
         dialect: `piergiaj`, `hassony2`, `deepmind-rgb`, ...; the names of our own model if not given.
         framework: `torch` for torch tensors, `numpy` for arrays (needs no framework; bfloat16 comes as its 16-bit
             patterns, in uint16).
+        hub, build: see `download`.
 
     Raises:
         UsageError: no such name, dialect or framework.
@@ -172,26 +276,8 @@ def state_dict(
     """
     if framework not in ("torch", "numpy"):
         raise UsageError(f"framework {framework!r}: expected 'torch' or 'numpy'")
-    arrays = _arrays(_checkpoint_path(_path(source)), dialect)
+    arrays = _arrays(_checkpoint_path(download(source, hub=hub, build=build)), dialect)
     return _to_torch(arrays) if framework == "torch" else {key: array for key, (array, _) in arrays.items()}
-
-
-def _path(source: str | Path) -> Path:
-    """The path that a name or a path means."""
-    if isinstance(source, str) and source in catalog.names():
-        return download(source)
-    if isinstance(source, str) and (home.weights_folder(source) / folder.CONFIG).is_file():
-        return home.weights_folder(source)  # what `vidweights inflate` made
-    path = home.expanded(source)
-    with suppress(OSError):  # a name that is too long, say
-        if path.name and (path.exists() or path.with_name(path.name + ".index").exists()):
-            return folder.folder_of(path) or path
-    if str(source) in images.names():
-        raise _flat(str(source))
-    raise UsageError(
-        f"{str(source)!r} is neither a file or folder here nor the name of a release; "
-        f"the releases are: {', '.join(catalog.names())}"
-    )
 
 
 def _flat(name: str) -> UsageError:
