@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vidweights._converters import inflate as inflate
     from vidweights._converters import port as port
+    from vidweights._converters import push as push
     from vidweights._converters import validate as validate
     from vidweights.errors import VidweightsError as VidweightsError
     from vidweights.models.inflated import inflate_module as inflate_module
@@ -42,6 +43,7 @@ _PLACES = {
     "inflate": "vidweights._converters",
     "inflate_module": "vidweights.models.inflated",
     "port": "vidweights._converters",
+    "push": "vidweights._converters",
     "validate": "vidweights._converters",
 }
 

@@ -137,3 +137,35 @@ def validate(
         Path(clip) if clip is not None else None,
     ).to_json()
     return report
+
+
+def push(
+    folder: str | Path,
+    repo: str,
+    *,
+    hub: str | Path | None = None,
+    pull_request: bool = False,
+    private: bool = False,
+) -> str:
+    """Publish a finished folder on a hub in one commit, and read every hash back.
+
+    Args:
+        folder: the folder, or the name of one that is on this machine; it needs a report that passed.
+        repo: `org/name`; the repository is made if it is not there.
+        hub: an address, or a folder that serves as a hub; `$VIDWEIGHTS_HUB`, `$HF_ENDPOINT` or huggingface.co if
+            not given.
+        pull_request: open a pull request, and leave `main` as it is.
+        private: if the repository has to be made, make it private.
+
+    Returns:
+        `org/name@commit`, which `load` takes; the same bytes for ever.
+
+    Raises:
+        PublishError: it has not been shown to match, may not be published, or the hub has changed or refuses.
+        UnavailableError: the hub cannot be reached, or failed.
+    """
+    from vidweights.hub import opened
+    from vidweights_converters import publish
+
+    planned = publish.plan(Path(folder), repo, opened(hub))
+    return publish.push(planned, pull_request=pull_request, private=private).pinned

@@ -142,10 +142,13 @@ def folder_of(path: Path) -> Path | None:
     return None
 
 
-def package(names: Iterable[str], config: FolderConfig) -> tuple[str, ...]:
-    """Those of the names in a folder or a repository that belong to the package, `config.json` first, pictures last."""
+def package(names: Iterable[str], weights: Iterable[str]) -> tuple[str, ...]:
+    """Those of the names in a folder or a repository that belong to the package, `config.json` first, pictures last.
+
+    `weights` are the files that `config.json` lists.
+    """
     there = set(names)
-    listed = [name for name in (*_BEFORE, *config.files, *_AFTER) if name in there]
+    listed = [name for name in (*_BEFORE, *weights, *_AFTER) if name in there]
     return (*listed, *sorted(name for name in there if name.endswith(_PICTURES) and "/" not in name))
 
 
@@ -162,7 +165,7 @@ def package_files(folder: Path, config: FolderConfig) -> tuple[str, ...]:
     if missing:
         raise FormatError(f"{folder} has no {' and no '.join(missing)}. Make the folder again.")
     card = (folder / CARD).read_text(encoding="utf-8")
-    return tuple(name for name in package(there, config) if not name.endswith(_PICTURES) or name in card)
+    return tuple(name for name in package(there, config.files) if not name.endswith(_PICTURES) or name in card)
 
 
 def verify_files(folder: Path, config: FolderConfig) -> None:

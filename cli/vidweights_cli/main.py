@@ -24,6 +24,8 @@ _COMMANDS = {
     "port": ("port", "Port a released checkpoint into a finished folder, and prove that it matches."),
     "inflate": ("inflate", "Inflate 2D ImageNet weights into a 3D network, and prove that it computes the same."),
     "validate": ("validate", "Validate a finished folder again."),
+    "push": ("push", "Publish a validated folder on a hub, in one commit."),
+    "download": ("download", "Fetch published weights, every byte checked; carry them to a machine that is offline."),
 }
 
 _EXIT_CODES = """\b
@@ -35,6 +37,7 @@ Exit codes:
   4    a file is damaged, hostile, or not what it was taken for
   5    a checkpoint's tensors are not those of the network that was asked for
   6    the result could not be written
+  7    nothing was published: it may not be, or the hub has changed or does not allow it
   130  interrupted
 """
 
