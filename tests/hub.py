@@ -22,7 +22,7 @@ import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -86,8 +86,7 @@ class Fault:
     Attributes:
         what: `status` (answer with it), `reset` (the request is never answered), `lost` (it is carried out, but the
             answer never comes), `cut` and `cut-reset` (after so many bytes of a body, sent or received, the connection
-            is closed, or reset), `flip` (one bit of the body sent), `ignore-range`, `etag` (a wrong one), `slow`
-            (seconds for each MiB).
+            is closed, or reset), `flip` (one bit of the body sent), `ignore-range`, `slow` (seconds for each MiB).
         times: how many requests it happens to.
     """
 
@@ -249,11 +248,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def received(self) -> Iterator[bytes]:
         """The body of the request."""
-        cut, done = self.hub.fault("cut-reset", self.line), 0
+        cut, slow, done = self.hub.fault("cut-reset", self.line), self.hub.fault("slow", self.line), 0
         while self.left:
+            if slow:
+                time.sleep(slow.seconds)
             if cut and done >= cut.after:
                 self.reset()
-            data = self.rfile.read(min(self.left, _CHUNK))
+            data = self.rfile.read(min(self.left, _CHUNK, max(1, cut.after - done) if cut else _CHUNK))
             if not data:
                 raise _Cut
             self.left -= len(data)
@@ -541,8 +542,6 @@ class _HubHandler(_Handler):
         headers = {"X-Repo-Commit": commit.oid}
         if file is None:
             return self.refuse(404, "Entry not found", "EntryNotFound", headers)
-        if self.hub.fault("etag", self.line):
-            file = replace(file, blob="0" * 40, sha256=file.sha256 and "0" * 64)
         if file.sha256 is None:
             place = f"/api/resolve-cache/models/{name}/{commit.oid}/{urllib.parse.quote(path, safe='')}"
             return self.send(307, b"", {**headers, "ETag": f'"{file.blob}"', "Location": place})
