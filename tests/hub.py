@@ -32,7 +32,7 @@ import yaml
 
 ATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n*.png filter=lfs diff=lfs merge=lfs -text\n"
 TOKENS = {"hf_alice_secret": "alice", "hf_bob_secret": "bob"}
-MEMBERS = {"acme": ("alice",)}
+MEMBERS = {"acme": ("alice",), "vidweights": ("alice",)}
 _CHUNK = 1 << 20
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 

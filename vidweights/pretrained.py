@@ -55,9 +55,14 @@ class Weights:
 
     @property
     def folder(self) -> Path | None:
-        """The finished folder on this machine, or None if it was not made yet."""
+        """The finished folder on this machine, made here or fetched from a hub; None if there is none."""
         path = home.weights_folder(self.name)
-        return path if (path / folder.CONFIG).is_file() else None
+        return path if (path / folder.CONFIG).is_file() else hubs.RepositoryCache(self.published).find(None)
+
+    @property
+    def published(self) -> str:
+        """The repository on a hub that has it, if it is published there."""
+        return f"{hubs.ORGANISATION}/{self.name}"
 
     @property
     def state(self) -> str:
@@ -127,11 +132,11 @@ def download(
 
 def _release_folder(name: str, hub: str | Path | None, *, build: bool, progress: Progress) -> Path:
     """The folder of a release: made here before, published, or, with `build`, made now."""
-    record = weights(name)
-    if record.folder is not None:
-        return record.folder
+    record, made = weights(name), home.weights_folder(name)
+    if (made / folder.CONFIG).is_file():
+        return made
     try:
-        found = hubs.opened(hub).folder(hubs.Repository(f"{hubs.ORGANISATION}/{name}"), progress)
+        found = hubs.opened(hub).folder(hubs.Repository(record.published), progress)
     except hubs.NotHereError as error:
         if not build:
             raise _not_published(record, error) from error
