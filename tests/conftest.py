@@ -27,3 +27,27 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def alice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A person with a token of the test hub, places of her own, a client that uses LFS, and no time to wait."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import _http, get_session
+    from huggingface_hub.utils._http import close_session
+
+    from vidweights import remote_hub
+
+    for name in ("HF_ENDPOINT", "HF_HUB_OFFLINE", "VIDWEIGHTS_OFFLINE", "VIDWEIGHTS_HUB", "HF_HUB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    for proxy in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(proxy, raising=False)
+    monkeypatch.setenv("HF_TOKEN", "hf_alice_secret")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("VIDWEIGHTS_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(remote_hub, "PAUSES", (0.01, 0.02, 0.02, 0.02))
+    monkeypatch.setitem(_http.http_backoff.__kwdefaults__, "base_wait_time", 0.01)  # type: ignore[arg-type]
+    get_session()
+    yield
+    close_session()  # connections to a hub that is gone

@@ -22,7 +22,7 @@ import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -32,7 +32,7 @@ import yaml
 
 ATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n*.png filter=lfs diff=lfs merge=lfs -text\n"
 TOKENS = {"hf_alice_secret": "alice", "hf_bob_secret": "bob"}
-MEMBERS = {"acme": ("alice",)}
+MEMBERS = {"acme": ("alice",), "vidweights": ("alice",)}
 _CHUNK = 1 << 20
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -86,8 +86,7 @@ class Fault:
     Attributes:
         what: `status` (answer with it), `reset` (the request is never answered), `lost` (it is carried out, but the
             answer never comes), `cut` and `cut-reset` (after so many bytes of a body, sent or received, the connection
-            is closed, or reset), `flip` (one bit of the body sent), `ignore-range`, `etag` (a wrong one), `slow`
-            (seconds for each MiB).
+            is closed, or reset), `flip` (one bit of the body sent), `ignore-range`, `slow` (seconds for each MiB).
         times: how many requests it happens to.
     """
 
@@ -214,7 +213,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def handle_one_request(self) -> None:
-        with suppress(ConnectionError, _Cut):
+        with suppress(ConnectionError, _Cut):  # of a client that was killed, or a connection that was cut
             return super().handle_one_request()
         self.close_connection = True
 
@@ -222,6 +221,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Find the route of a request, and let its fault happen."""
         self.line = f"{self.command} {self.path}"
         self.left = int(self.headers.get("Content-Length") or 0)
+        self.lost: Fault | None = None
         headers = {name.lower(): value for name, value in self.headers.items()}
         with self.hub.lock:
             self.hub.requests.append(Request(self.server_name, self.line, headers))
@@ -248,11 +248,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def received(self) -> Iterator[bytes]:
         """The body of the request."""
-        cut, done = self.hub.fault("cut-reset", self.line), 0
+        cut, slow, done = self.hub.fault("cut-reset", self.line), self.hub.fault("slow", self.line), 0
         while self.left:
+            if slow:
+                time.sleep(slow.seconds)
             if cut and done >= cut.after:
                 self.reset()
-            data = self.rfile.read(min(self.left, _CHUNK))
+            data = self.rfile.read(min(self.left, _CHUNK, max(1, cut.after - done) if cut else _CHUNK))
             if not data:
                 raise _Cut
             self.left -= len(data)
@@ -540,8 +542,6 @@ class _HubHandler(_Handler):
         headers = {"X-Repo-Commit": commit.oid}
         if file is None:
             return self.refuse(404, "Entry not found", "EntryNotFound", headers)
-        if self.hub.fault("etag", self.line):
-            file = replace(file, blob="0" * 40, sha256=file.sha256 and "0" * 64)
         if file.sha256 is None:
             place = f"/api/resolve-cache/models/{name}/{commit.oid}/{urllib.parse.quote(path, safe='')}"
             return self.send(307, b"", {**headers, "ETag": f'"{file.blob}"', "Location": place})
@@ -584,12 +584,11 @@ class _StorageHandler(_Handler):
     server_name = "storage"
 
     def answer(self) -> None:
+        self.line, self.left, self.lost = "", int(self.headers.get("Content-Length") or 0), None
         if self.headers.get("Authorization"):  # as S3 does
-            self.left, self.lost, self.line = int(self.headers.get("Content-Length") or 0), None, ""
             self.hub.requests.append(Request("storage", f"TOKEN {self.command} {self.path}", {}))
             return self.refuse(400, "Only one auth mechanism allowed")
         if f"signature={self.hub.signature}" not in self.path:
-            self.left, self.lost, self.line = int(self.headers.get("Content-Length") or 0), None, ""
             return self.refuse(403, "SignatureDoesNotMatch")
         return super().answer()
 
@@ -651,10 +650,6 @@ class _StorageHandler(_Handler):
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        if not isinstance(self.RequestHandlerClass, type):  # a client that was killed is no error here
-            super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +147,26 @@ def staged_folder(target: Path, *, overwrite: bool = False, mark: str = "") -> I
         raise OutputError(f"cannot write {target}: {error.strerror or error}. Nothing was left behind.") from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+@contextmanager
+def staged_file(target: Path) -> Iterator[Path]:
+    """A temporary name beside `target`, for a new file that takes its place when the block ends well.
+
+    Raises:
+        OutputError: `target` exists already, or the disk refuses.
+    """
+    stage = target.parent / f".{target.name}-{secrets.token_hex(4)}"
+    try:
+        if target.exists():
+            raise OutputError(f"{target} exists already; nothing was written. Remove it, or choose another place.")
+        yield stage
+        stage.replace(target)
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error.strerror or error}. Nothing was left behind.") from error
+    finally:
+        with suppress(OSError):
+            stage.unlink(missing_ok=True)
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -64,7 +64,7 @@ class FolderHub:
     def _commit(place: Path, revision: str) -> str | None:
         if _COMMIT.fullmatch(revision):
             return revision
-        ref = place / "refs" / revision
+        ref = place / "refs" / revision.removeprefix("refs/").removeprefix("heads/")
         if ".." in Path(revision).parts or not ref.is_file():
             return None
         return ref.read_text(encoding="utf-8").strip()

@@ -22,6 +22,7 @@ from typing import Any
 from vidweights.errors import FormatError, IntegrityError, UnavailableError
 from vidweights.files import md5_of, sha256_of, staged_folder
 from vidweights.home import expanded, source_folder
+from vidweights.hub import RepositoryCache, endpoint, offline
 from vidweights.images import HUB_FILES, ImageWeights, PublishedFile
 from vidweights.progress import Progress, silent
 from vidweights.sources import (
@@ -69,9 +70,9 @@ def _places(weights: ImageWeights, progress: Progress) -> list[Place]:
         places.append((f"{name} {folder()}", lambda: _in_folder(folder(), weights.files)))
     patience = _Patience(PATIENCE)
     if weights.hub is not None:
-        hub, repository = weights.hub, _hub_cache() / f"models--{weights.hub.replace('/', '--')}"
+        hub, repository = weights.hub, RepositoryCache(weights.hub).folder
         places.append((f"hub cache {repository}", lambda: _in_hub_cache(repository)))
-        places.append((f"hub {_endpoint()}/{hub}", lambda: _from_hub(hub, own, patience, progress)))
+        places.append((f"hub {endpoint()}/{hub}", lambda: _from_hub(hub, own, patience, progress)))
     for file in weights.files:
         if file.url is not None:
             places.append((f"official url {file.url}", partial(_from_url, file, own, patience, progress)))
@@ -129,14 +130,6 @@ def _keras() -> Path:
 
 
 _CACHES: dict[str, tuple[str, Callable[[], Path]]] = {"torch": ("torch hub", _torch_hub), "keras": ("Keras", _keras)}
-
-
-def _hub_cache() -> Path:
-    """Source: huggingface_hub/constants.py 2.4."""
-    if path := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
-        return expanded(os.path.expandvars(path))
-    home = os.environ.get("HF_HOME") or _cache_home() / "huggingface"
-    return expanded(os.path.expandvars(home)) / "hub"
 
 
 def _cache_home() -> Path:
@@ -205,15 +198,13 @@ def _from_hub(repository: str, folder: Path, patience: _Patience, progress: Prog
 
     The hub's own client would go on trying for 23 seconds, and checks the size of what it gets, but not the hash.
     """
-    refuse_offline()
-    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
-        if os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"}:
-            raise UnavailableError(f"not tried: {name} is set")
+    if switch := offline():
+        raise UnavailableError(f"not tried: {switch} is set")
     name = HUB_FILES[0]
     about, token = _asked(repository, name, patience.share(2))
     if not _SHA256.fullmatch(about.etag or "") or not about.commit_hash:
         raise UnavailableError(f"answers, but not as a hub does: no SHA-256 of {name}. Is HF_ENDPOINT right?")
-    own = urllib.parse.urlsplit(about.location).netloc == urllib.parse.urlsplit(_endpoint()).netloc
+    own = urllib.parse.urlsplit(about.location).netloc == urllib.parse.urlsplit(endpoint()).netloc
     response = opened(about.location, {"Authorization": f"Bearer {token}"} if token and own else {}, patience.share(2))
     with response, staged_folder(folder, overwrite=True, mark=_SUMS) as stage:
         save(response, stage / name, about.size or _LARGEST, progress)
@@ -228,8 +219,8 @@ def _asked(repository: str, name: str, seconds: float) -> tuple[Any, str | None]
 
     def ask() -> tuple[Any, str | None]:
         token = get_token()
-        url = hf_hub_url(repository, name, endpoint=_endpoint())
-        return get_hf_file_metadata(url, token=token, timeout=seconds, endpoint=_endpoint()), token
+        url = hf_hub_url(repository, name, endpoint=endpoint())
+        return get_hf_file_metadata(url, token=token, timeout=seconds, endpoint=endpoint()), token
 
     try:
         return within(seconds, ask)
@@ -237,10 +228,6 @@ def _asked(repository: str, name: str, seconds: float) -> tuple[Any, str | None]
         status = getattr(getattr(error, "response", None), "status_code", None)
         answer = f"the server answered {status}" if status else f"cannot be reached ({why(error, seconds)})"
         raise UnavailableError(answer) from error
-
-
-def _endpoint() -> str:
-    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
 def _from_url(file: PublishedFile, folder: Path, patience: _Patience, progress: Progress) -> Path:

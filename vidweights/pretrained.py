@@ -58,9 +58,14 @@ class Weights:
 
     @property
     def folder(self) -> Path | None:
-        """The finished folder on this machine, or None if it was not made yet."""
+        """The finished folder on this machine, made here or fetched from a hub; None if there is none."""
         path = home.weights_folder(self.name)
-        return path if (path / folder.CONFIG).is_file() else None
+        return path if (path / folder.CONFIG).is_file() else hubs.RepositoryCache(self.published).find(None)
+
+    @property
+    def published(self) -> str:
+        """The repository on a hub that has it, if it is published there."""
+        return f"{hubs.ORGANISATION}/{self.name}"
 
     @property
     def state(self) -> str:
@@ -130,11 +135,11 @@ def download(
 
 def _release_folder(name: str, hub: str | Path | None, *, build: bool, progress: Progress) -> Path:
     """The folder of a release: made here before, published, or, with `build`, made now."""
-    record = weights(name)
-    if record.folder is not None:
-        return record.folder
+    record, made = weights(name), home.weights_folder(name)
+    if (made / folder.CONFIG).is_file():
+        return made
     try:
-        found = hubs.opened(hub).folder(hubs.Repository(f"{hubs.ORGANISATION}/{name}"), progress)
+        found = hubs.opened(hub).folder(hubs.Repository(record.published), progress)
     except hubs.NotHereError as error:
         if not build:
             raise _not_published(record, error) from error
@@ -145,7 +150,7 @@ def _release_folder(name: str, hub: str | Path | None, *, build: bool, progress:
 
 def _not_published(record: Weights, error: hubs.NotHereError) -> hubs.NotHereError:
     """The same error, with the ways to make the weights from the release itself."""
-    files = [f"{record.release.url}/{file.name}" for file in record.release.files]
+    files = [record.release.url_of(file) for file in record.release.files]
     return hubs.NotHereError(
         record.name if record.release.size is None else f"{record.name} ({record.release.size / 1e6:.1f} MB)",
         [(str(home.weights_folder(record.name)), "not there"), *error.attempts],

@@ -117,7 +117,7 @@ class RemoteHub:
             with suppress(IntegrityError):  # it is fetched again
                 return cache.verify(here)
         try:
-            revision = self.describe(repository)
+            revision = self.describe(repository) if here else again(lambda: self.describe(repository))
         except HubError as error:
             if here is not None:
                 return cache.verify(here)
@@ -183,7 +183,7 @@ class RemoteHub:
         if file.sha256 is not None and self._in_xet(url):
             with _locked(cache, file.digest):
                 _remove_partials(cache, file.digest)
-            self._tries(lambda: self._by_client(revision, name))
+            again(lambda: self._by_client(revision, name))
             return
         with _locked(cache, file.digest):
             if not cache.blob(file).exists():  # unless another process was faster
@@ -195,7 +195,7 @@ class RemoteHub:
 
         if constants.HF_HUB_DISABLE_XET or find_spec("hf_xet") is None:
             return False
-        answer = self._tries(lambda: self._answer("HEAD", url))
+        answer = again(lambda: self._answer("HEAD", url))
         return "X-Xet-Hash" in answer.headers
 
     def _answer(self, method: str, url: str) -> Any:
@@ -236,16 +236,17 @@ class RemoteHub:
         )
         return {**made, "Accept-Encoding": "identity"}
 
-    def _tries(self, call: Callable[[], T]) -> T:
-        """What `call` returns, tried again where that may help."""
-        for pause in PAUSES:
-            try:
-                return call()
-            except HubError as error:
-                if not error.again or error.wait > PATIENCE:
-                    raise
-                time.sleep(max(pause, error.wait))
-        return call()
+
+def again(call: Callable[[], T]) -> T:
+    """What `call` returns, tried again after a pause where that may help."""
+    for pause in PAUSES:
+        try:
+            return call()
+        except HubError as error:
+            if not error.again or error.wait > PATIENCE:
+                raise
+            time.sleep(max(pause, error.wait))
+    return call()
 
 
 class _Partial:
@@ -291,7 +292,9 @@ class _Partial:
 class _Download:
     """One file over plain HTTP, hashed while it comes, and resumed where a connection, or a process, stopped."""
 
-    def __init__(self, hub: RemoteHub, url: str, file: RemoteFile, blob: Path, name: str, progress: Progress) -> None:
+    def __init__(
+        self, hub: RemoteHub, url: str, file: RemoteFile, *, blob: Path, name: str, progress: Progress
+    ) -> None:
         self.hub, self.url, self.file, self.blob, self.name = hub, url, file, blob, name
         self.progress = progress
         # Under this name the 0.x and 1.x clients resume, too; it is written under their lock.
@@ -421,7 +424,8 @@ def told(hub: str) -> Iterator[None]:
     except OfflineModeIsEnabled as error:
         raise HubError("not tried: HF_HUB_OFFLINE was set when this process started") from error
     except Exception as error:
-        for cause in (error, error.__cause__):  # the client wraps what goes wrong with an upload
+        # What goes wrong with an upload the client wraps; what it says of a card, in a ValueError, is for the caller.
+        for cause in (error, None if isinstance(error, ValueError) else error.__cause__):
             if getattr(getattr(cause, "response", None), "status_code", None) is not None:
                 raise _refused(cause.response, hub) from error  # type: ignore[union-attr]
         if not _broken(error):
@@ -492,7 +496,7 @@ def quiet() -> Iterator[None]:
         yield
         return
     before, bars = logging.get_verbosity(), not are_progress_bars_disabled()
-    logging.set_verbosity_error()
+    logging.set_verbosity(logging.ERROR)
     if bars:
         disable_progress_bars()
     try:

@@ -8,19 +8,22 @@ from typing import Any
 import click
 
 from vidweights import dialects, home, images, pretrained
+from vidweights.errors import UnavailableError
 from vidweights.families import FAMILIES
 from vidweights.families.cost import cost
 from vidweights.families.resnet import DEPTHS
 from vidweights.families.resnet3d import PAPER, RESNET3D, named, paper
 from vidweights.folder import shown_input
+from vidweights.hub import Repository, RepositoryCache, opened
 from vidweights.images import ImageWeights
 from vidweights_cli.output import json_option, print_json, table
 
 
 @click.command("info")
 @click.argument("name", required=False)
+@click.option("--hub", "where", metavar="DIR|URL", help="Ask this folder or server; $HF_ENDPOINT if not given.")
 @json_option
-def command(name: str | None, as_json: bool) -> None:
+def command(name: str | None, where: str | None, as_json: bool) -> None:
     """What is known of the release NAME: files and hashes, input, labels, licence, accuracy, where it is kept.
 
     NAME may also be that of 2D weights (resnet18), which `vidweights inflate` takes; or that of networks (resnet3d,
@@ -35,6 +38,8 @@ def command(name: str | None, as_json: bool) -> None:
         facts = _machine()
     elif name in images.names():
         facts = _image_weights(images.get(name))
+    elif name not in pretrained.list_weights() and (repository := Repository.parse(name)) is not None:
+        facts = _published(repository, where)
     else:
         facts = _release(pretrained.weights(name))
     if as_json:
@@ -127,6 +132,22 @@ def _image_weights(weights: ImageWeights) -> dict[str, Any]:
         "licence": dict(weights.licence),
         "source": weights.source,
         "facts": {**dialect.all_facts, **dialect.settings},
+    }
+
+
+def _published(repository: Repository, where: str | None) -> dict[str, Any]:
+    hub = opened(where)
+    revision = hub.describe(repository)
+    if revision is None:
+        raise UnavailableError(f"{hub.name} has no {repository}, or not for this token")
+    return {
+        "repository": f"{revision.repository}@{revision.commit}",
+        "hub": hub.name,
+        "files": {
+            name: f"{file.size:,} bytes, {'SHA-256' if file.sha256 else 'git blob'} {file.digest}"
+            for name, file in revision.files.items()
+        },
+        "here": str(RepositoryCache(revision.repository).find(revision.commit) or "not fetched"),
     }
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from vidweights import home
 from vidweights.errors import FormatError, IntegrityError, PublishError, UsageError
@@ -16,9 +15,8 @@ from vidweights.folder import CARD, CONFIG, FolderConfig, package_files, read_co
 from vidweights.folder_hub import FolderHub
 from vidweights.hub import Hub, RemoteFile, Repository, Revision, offline
 from vidweights.progress import Progress, silent
-from vidweights.remote_hub import PATIENCE, PAUSES, HubError, RemoteHub, quiet, told
+from vidweights.remote_hub import HubError, RemoteHub, again, quiet, told
 
-T = TypeVar("T")
 State = Literal["new", "changed", "same"]
 
 # Weights that were drawn by a seed go only where the name says so, as the hub's own test networks do (tiny-random-...).
@@ -109,7 +107,7 @@ def plan(folder: Path, repository: str, hub: Hub) -> PushPlan:
     there = hub.describe(Repository(repository))
     items = tuple(Item(name, file, _state(file, name, there)) for name, file in files.items())
     others = tuple(sorted(set(there.files) - set(files))) if there else ()
-    return PushPlan(folder, config, hub, repository, there and there.commit, items, others)
+    return PushPlan(folder, config, hub, repository, there.commit if there else None, items, others)
 
 
 def _described(path: Path) -> RemoteFile:
@@ -237,24 +235,13 @@ def _read_back(planned: PushPlan, pushed: Pushed) -> None:
     Raises:
         IntegrityError: they differ.
     """
-    there = _tries(lambda: planned.hub.describe(Repository(pushed.repository, pushed.commit)))
+    there = again(lambda: planned.hub.describe(Repository(pushed.repository, pushed.commit)))
     differing = [item.name for item in planned.items if _state(item.file, item.name, there) != "same"]
     if differing:
         raise IntegrityError(
             f"{pushed.pinned} on {planned.hub.name} has other bytes than were sent: {', '.join(differing)}. "
             "Do not use that commit; push again."
         )
-
-
-def _tries(call: Callable[[], T]) -> T:
-    for pause in PAUSES:
-        try:
-            return call()
-        except HubError as error:
-            if not error.again or error.wait > PATIENCE:
-                raise
-            time.sleep(max(pause, error.wait))
-    return call()
 
 
 class _Push:
@@ -268,10 +255,10 @@ class _Push:
         if name := offline():
             raise HubError(f"nothing was published: {name} is set")
         with _allowed(self.planned):
-            _tries(self._who)
+            again(self._who)
             head = self.planned.head
             if head is None:
-                head = _tries(lambda: self._create(private))
+                head = again(lambda: self._create(private))
             self.planned = replace(self.planned, head=head)
             self.progress("uploading", 0, 1)
             return self._pull(head) if pull else self._commit(head)
@@ -293,16 +280,16 @@ class _Push:
 
     def _commit(self, head: str) -> Pushed:
         """One commit on `main`, whose parent must be `head`; so a try that was carried out cannot be repeated."""
-        pauses = list(PAUSES)
-        while True:
+
+        def send() -> Pushed:
             try:
                 return Pushed(self.planned.repository, self._send(head).oid)
-            except HubError as error:
+            except HubError:
                 if (landed := self._landed(head)) is not None:
                     return landed
-                if not error.again or not pauses or error.wait > PATIENCE:
-                    raise
-                time.sleep(max(pauses.pop(0), error.wait))
+                raise
+
+        return again(send)
 
     def _landed(self, head: str) -> Pushed | None:
         """After a failure: the commit if it is on the hub all the same, None if `main` is as it was.
@@ -310,7 +297,7 @@ class _Push:
         Raises:
             PublishError: `main` is another commit, with other files.
         """
-        there = _tries(lambda: self.hub.describe(Repository(self.planned.repository)))
+        there = again(lambda: self.hub.describe(Repository(self.planned.repository)))
         if there is None or there.commit == head:
             return None
         if any(_state(item.file, item.name, there) != "same" for item in self.planned.items):
