@@ -29,7 +29,8 @@ RELEASED = [dialects.get(name) for name in CODES]
 def narrow(dialect: Dialect, **values: Any) -> Any:
     """A network of the dialect with few channels; the stem that most releases share has 45 planes."""
     depth = {"mmaction2-i3d": 50, "mmaction2-slowonly": 50, "pytorchvideo-r2plus1d": 50}.get(dialect.name, 10)
-    return config_for(dialect, **{"depth": depth, "width": 8, "num_classes": 7, **values})
+    stem = {"stem_frames": 7} if dialect.name.startswith("kenshohara") else {}
+    return config_for(dialect, **{"depth": depth, "width": 8, "num_classes": 7, **stem, **values})
 
 
 def calibrated(config: Any, seed: int = 0) -> dict[str, Array]:
