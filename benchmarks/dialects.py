@@ -3,10 +3,10 @@
     python benchmarks/dialects.py                  # all; some minutes
     python benchmarks/dialects.py vmz kenshohara   # those whose names begin so
 
-The genuine logits were recorded once (tests/data/genuine, which names the repositories and commits) on weights that are
-drawn by a seed, not pretrained, with calibrated batch-norm statistics. Here the same weights are drawn again, written as
-a file under the release's names, recognised, and loaded. Differences are the largest, relative to the largest logit: of
-our network in float64 and in float32, and of the plain forward that judges ports, in float64.
+The genuine logits were recorded once (tests/data/genuine, which names the repositories and commits) on weights that
+are drawn by a seed, not pretrained, with calibrated batch-norm statistics. Here the same weights are drawn again,
+written as a file under the release's names, recognised, and loaded. Differences are the largest, relative to the
+largest logit: of our network in float64 and in float32, and of the plain forward that judges ports, in float64.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import torch
 import vidweights
 from vidweights import formats
 from vidweights.dialects import recognise
-from vidweights.formats.base import TensorInfo
 from vidweights.layout import Array
 from vidweights_converters.references.base import HEAD
 from vidweights_converters.references.resnet3d import PlainResNet3D
@@ -33,19 +32,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from genuine import Network, networks
 
 
-def written(network: Network, folder: Path) -> Path:
-    """The network's tensors in a file under the release's names."""
-    caffe2 = network.name.startswith("vmz-caffe2")
-    prefix = "blobs." if caffe2 else network.record["prefix"]
-    arrays = {prefix + key: array for key, array in network.tensors.items()}
-    writer_type = formats.writer("flax" if caffe2 else "torch")
-    outputs = writer_type.order([TensorInfo(key, a.shape, a.dtype.name) for key, a in arrays.items()])
-    writer = writer_type(folder / writer_type.file_name, outputs)
-    for info in outputs:
-        writer.write(info.key, arrays[info.key])
-    return folder / next(iter(writer.finish()))
-
-
 def difference(found: Array, wanted: Array) -> float:
     """The largest difference, relative to the largest of `wanted`."""
     return float(np.abs(found - wanted).max() / np.abs(wanted).max())
@@ -53,7 +39,7 @@ def difference(found: Array, wanted: Array) -> float:
 
 def row(network: Network, folder: Path) -> list[str]:
     """The figures of one network, the worst of its clips."""
-    path = written(network, folder)
+    path = network.write(folder)
     with formats.open_checkpoint(path) as checkpoint:
         found = recognise(checkpoint.tensors)
     plain = PlainResNet3D(path, found.dialect.name, found.prefix)
@@ -75,7 +61,7 @@ def main() -> None:
     chosen = tuple(parser.parse_args().names)
     warnings.simplefilter("ignore", vidweights.UnvalidatedWarning)
     print(_columns(["genuine network", "dialect", "float64", "float32", "plain forward"]))
-    for network in networks(with_logits=True):
+    for network in networks("npz"):
         if not chosen or network.name.startswith(chosen):
             with tempfile.TemporaryDirectory() as scratch:
                 print(_columns(row(network, Path(scratch))), flush=True)
