@@ -1,10 +1,11 @@
-"""How long one forward pass of I3D takes, ours beside other people's ports.
+"""How long one forward pass takes, ours beside other people's networks.
 
-    python benchmarks/forward.py --peer hassony2=CHECKOUT --peer piergiaj=CHECKOUT
+    python benchmarks/forward.py [--network r2plus1d_18] [--peer hassony2=CHECKOUT] [--peer piergiaj=CHECKOUT]
 
-A checkout is a clone of the peer's repository; its code is imported and run. All contestants have the same weights
-and see the same clip. Each round runs every contestant once, in an order that rotates, and a ratio is taken inside
-its round: a machine that slows down for a while slows all of them. The table shows medians over the rounds.
+The 3D ResNets stand beside torchvision's, which must be installed; I3D beside the ports of other people, whose
+checkouts (clones of their repositories) are imported and run. All contestants have the same weights and see the same
+clip. Each round runs every contestant once, in an order that rotates, and a ratio is taken inside its round: a machine
+that slows down for a while slows all of them. The table shows medians over the rounds.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from peer_inflate import torchvision
 from torch import Tensor, nn
 
 from vidweights import dialects
@@ -26,8 +28,13 @@ from vidweights.dialects import Stored
 from vidweights.families.i3d import I3DConfig
 from vidweights.models.i3d import I3D
 from vidweights.models.optimize import optimize
+from vidweights.models.resnet3d import ResNet3D
 
 Forward = Callable[[Tensor], Tensor]
+
+
+# network of torchvision: our variant
+RESNETS = {"r3d_18": "r3d", "mc3_18": "mc3", "r2plus1d_18": "r2plus1d"}
 
 
 def _weights(model: I3D, dialect: str, peer: nn.Module) -> None:
@@ -54,7 +61,7 @@ def _piergiaj(model: I3D) -> Forward:
 PEERS: dict[str, Callable[[I3D], Forward]] = {"hassony2": _hassony2, "piergiaj": _piergiaj}
 
 
-def _contestants(peers: list[str]) -> dict[str, Forward]:
+def _i3d(peers: list[str]) -> dict[str, Forward]:
     model = I3D(I3DConfig()).eval()
     contestants: dict[str, Forward] = {"vidweights": model, "vidweights, optimized": optimize(model)}
     for peer in peers:
@@ -64,6 +71,25 @@ def _contestants(peers: list[str]) -> dict[str, Forward]:
         sys.path.insert(0, checkout)
         contestants[name] = PEERS[name](model)
     return contestants
+
+
+def _resnet(name: str) -> dict[str, Forward]:
+    """Ours with torchvision's seeded weights, whose batch norms then get statistics and parameters of their own."""
+    peer = getattr(torchvision.models.video, name)().eval()
+    for module in peer.modules():
+        if isinstance(module, nn.BatchNorm3d):
+            for tensor in (module.running_mean, module.bias):
+                assert tensor is not None
+                nn.init.normal_(tensor, std=0.1)
+            for tensor in (module.running_var, module.weight):
+                assert tensor is not None
+                nn.init.uniform_(tensor, 0.5, 1.5)
+    dialect = dialects.get("torchvision-video")
+    values = {**dialect.settings, "variant": RESNETS[name], "depth": 18, "num_classes": 400}
+    model, theirs = ResNet3D(dialect.family.configure(**values)).eval(), peer.state_dict()
+    rows = dialect.table(model.config)
+    model.load_state_dict({row.tensor.name: theirs[row.place.key] for row in rows if isinstance(row.place, Stored)})
+    return {"vidweights": model, "vidweights, optimized": optimize(model), "torchvision": peer}
 
 
 def _measure(contestants: dict[str, Forward], clip: Tensor, rounds: int) -> dict[str, list[float]]:
@@ -91,26 +117,35 @@ def _table(seconds: dict[str, list[float]], differences: dict[str, float]) -> st
 
 
 def main() -> None:
-    """Measure and print the table."""
+    """Measure and print a table for each network."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    networks = ["i3d", *RESNETS]
+    parser.add_argument("--network", action="append", choices=networks, help="all of them if not given")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=CHECKOUT", help=", ".join(PEERS))
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--frames", type=int, default=16)
-    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--size", type=int, help="224 for I3D and 112 for the others if not given")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
-    clip = torch.from_numpy(noise_clip(options.frames, options.size, options.size, 3, seed=0))
+    print(f"torch {torch.__version__}, float32, {options.threads} threads, CPU; medians of {options.rounds} rounds; ")
+    print("logits: difference to ours over the largest")
+    for network in options.network or networks:
+        size = options.size or (224 if network == "i3d" else 112)
+        torch.manual_seed(0)
+        contestants = _i3d(options.peer) if network == "i3d" else _resnet(network)
+        clip = torch.from_numpy(noise_clip(options.frames, size, size, 3, seed=0))
+        print(f"\n{network}, 1x3x{options.frames}x{size}x{size}")
+        print(_compared(contestants, clip, options.rounds))
+
+
+def _compared(contestants: dict[str, Forward], clip: Tensor, rounds: int) -> str:
+    """The table of one network."""
     with torch.inference_mode():
-        contestants = _contestants(options.peer)
         logits = {name: forward(clip) for name, forward in contestants.items()}  # also the warm-up
         largest = logits["vidweights"].abs().max()
         differences = {n: float((y - logits["vidweights"]).abs().max() / largest) for n, y in logits.items()}
-        seconds = _measure(contestants, clip, options.rounds)
-    print(f"I3D, 1x3x{options.frames}x{options.size}x{options.size}, float32, {options.threads} threads, CPU")
-    print(f"torch {torch.__version__}; medians of {options.rounds} rounds; logits: difference to ours over the largest")
-    print(_table(seconds, differences))
+        return _table(_measure(contestants, clip, rounds), differences)
 
 
 if __name__ == "__main__":
