@@ -77,6 +77,14 @@ def test_the_blobs_of_a_caffe2_release_become_the_tensors_of_the_pytorch_release
     assert {info.key: info.shape for info in planned.outputs} == weights
 
 
+def test_the_training_blobs_of_a_caffe2_checkpoint_are_left_with_a_reason() -> None:
+    weights = infos(Network("vmz-caffe2-r3d_18"))
+    slots = {"conv1_w_momentum": (64, 3, 3, 7, 7), "conv1_spatbn_relu_s_momentum": (64,), "lr": (1,), "model_iter": (1,)}
+    extra = {f"blobs.{key}": TensorInfo(f"blobs.{key}", shape, "float32") for key, shape in slots.items()}
+    planned = plan.make({**weights, **extra}, dialects.get("vidweights-resnet3d"))
+    assert {key for key, _ in planned.ignored} == set(extra)
+
+
 def test_ig65m_has_the_tensors_of_vmz_but_for_the_classes() -> None:
     one, two = Network("ig65m-r2plus1d_34_8_ig65m").shapes, Network("vmz-r2plus1d_34").shapes
     assert list(one) == list(two)
