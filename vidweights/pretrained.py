@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from vidweights import catalog, dialects, folder, formats, home, identity, images, models, plan
 from vidweights import hub as hubs
 from vidweights.catalog import Release
+from vidweights.dialects.base import Dialect
 from vidweights.errors import FormatError, IntegrityError, OutputError, PlanError, UnavailableError, UsageError
 from vidweights.families import FAMILIES
 from vidweights.folder import FolderConfig
+from vidweights.formats.base import Checkpoint
 from vidweights.layout import Array
 from vidweights.progress import Progress, silent
 from vidweights.run import stream
@@ -238,6 +240,8 @@ def load(
         tensors = {key: t.to(dtype) if t.is_floating_point() else t for key, t in tensors.items()}
     _check_shapes(family, config, tensors)
     model.load_state_dict(tensors, strict=True, assign=True)
+    if (path / folder.CONFIG).is_file():
+        model.origin = path  # type: ignore[assignment]
     if num_classes is not None:
         model.reset_head(num_classes)  # type: ignore[operator]
     return model.eval()
@@ -261,31 +265,62 @@ def state_dict(
     hub: str | Path | None = None,
     build: bool = False,
 ) -> dict[str, Array]: ...
+@overload
 def state_dict(
     source: str | Path,
     *,
     dialect: str | None = None,
-    framework: Literal["torch", "numpy"] = "torch",
+    framework: Literal["flax"],
     hub: str | Path | None = None,
     build: bool = False,
-) -> dict[str, torch.Tensor] | dict[str, Array]:
-    """The tensors of a release, folder or file under the names of a dialect.
+) -> dict[str, Any]: ...
+def state_dict(
+    source: str | Path,
+    *,
+    dialect: str | None = None,
+    framework: Literal["torch", "numpy", "flax"] = "torch",
+    hub: str | Path | None = None,
+    build: bool = False,
+) -> dict[str, torch.Tensor] | dict[str, Array] | dict[str, Any]:
+    """The tensors of a release, folder or file under the names of a dialect, for the code that people already use.
+
+        torchvision.models.video.r2plus1d_18().load_state_dict(state_dict(NAME, dialect="torchvision"))
+        i3d_jax_model.apply(state_dict(NAME, dialect="i3d-jax", framework="flax"), clip)
 
     Args:
         source: as for `load`.
-        dialect: `piergiaj`, `hassony2`, `deepmind-rgb`, ...; the names of our own model if not given.
+        dialect: `piergiaj`, `i3d-jax`, `deepmind-rgb`, ...; or the beginning of one, such as `torchvision` or
+            `mmaction2`, of which that one is taken which can hold this network; the names of our own model if not
+            given.
         framework: `torch` for torch tensors, `numpy` for arrays (needs no framework; bfloat16 comes as its 16-bit
-            patterns, in uint16).
+            patterns, in uint16), `flax` for arrays in the nested dictionaries that `apply` takes.
         hub, build: see `download`.
 
     Raises:
         UsageError: no such name, dialect or framework.
         PlanError: the dialect cannot hold this network.
     """
-    if framework not in ("torch", "numpy"):
-        raise UsageError(f"framework {framework!r}: expected 'torch' or 'numpy'")
-    arrays = _arrays(_checkpoint_path(download(source, hub=hub, build=build)), dialect)
-    return _to_torch(arrays) if framework == "torch" else {key: array for key, (array, _) in arrays.items()}
+    if framework not in ("torch", "numpy", "flax"):
+        raise UsageError(f"framework {framework!r}: expected 'torch', 'numpy' or 'flax'")
+    path = download(source, hub=hub, build=build)
+    config = folder.read_config(path).config if (path / folder.CONFIG).is_file() else None
+    arrays = _arrays(_checkpoint_path(path), dialect, config)
+    if framework == "torch":
+        return _to_torch(arrays)
+    plain = {key: array for key, (array, _) in arrays.items()}
+    return _nested(plain) if framework == "flax" else plain
+
+
+def _nested(arrays: Mapping[str, Array]) -> dict[str, Any]:
+    """Arrays in dictionaries of dictionaries, by the dots of their keys."""
+    tree: dict[str, Any] = {}
+    for key, array in arrays.items():
+        *path, leaf = key.split(".")
+        branch = tree
+        for name in path:
+            branch = branch.setdefault(name, {})
+        branch[leaf] = array
+    return tree
 
 
 def finished_folder(source: str | Path, progress: Progress = silent) -> Path:
@@ -362,13 +397,30 @@ def _load_file(file: Path, device: str) -> dict[str, torch.Tensor]:
         raise FormatError(f"{file} is damaged ({error}). Make or fetch the folder again.") from error
 
 
-def _arrays(file: Path, dialect: str | None) -> dict[str, tuple[Array, str]]:
-    """Every tensor of a checkpoint, and the name of its dtype, under the names of a dialect."""
+def _arrays(file: Path, dialect: str | None, config: Any = None) -> dict[str, tuple[Array, str]]:
+    """Every tensor of a checkpoint, and the name of its dtype, under the names of a dialect.
+
+    `config` is what the file's folder says of what no tensor tells.
+    """
     with formats.open_checkpoint(file) as checkpoint:
         found = dialects.recognise(checkpoint.tensors)
-        target = dialects.get(dialect) if dialect else dialects.native(found.dialect.family.name)
-        planned = plan.make(checkpoint.tensors, target, name=str(file))
+        planned = _planned(checkpoint, found.dialect.family.name, dialect, config)
         return {step.target.key: (array, step.dtype) for step, array in stream(planned, checkpoint) if step.target}
+
+
+def _planned(checkpoint: Checkpoint, family: str, dialect: str | None, config: Any) -> plan.Plan:
+    """The plan into a dialect, or into the first of those that begin with its name and can hold the network."""
+    several = [d for d in dialects.DIALECTS.values() if d.family.name == family and d.name.startswith(f"{dialect}-")]
+    if dialect is None or dialect in dialects.DIALECTS or not several:
+        several = [dialects.get(dialect) if dialect else dialects.native(family)]
+
+    def into(target: Dialect) -> plan.Plan:
+        return plan.make(checkpoint.tensors, target, config=config, name=str(checkpoint.path))
+
+    for candidate in several[:-1]:
+        with suppress(PlanError):
+            return into(candidate)
+    return into(several[-1])
 
 
 def _to_torch(arrays: Mapping[str, tuple[Array, str]]) -> dict[str, torch.Tensor]:

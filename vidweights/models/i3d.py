@@ -18,6 +18,7 @@ from vidweights.families import i3d as family
 from vidweights.families.i3d import ENDPOINTS, HEAD, HeadPool, I3DConfig
 from vidweights.families.units import Pool, Unit
 from vidweights.models.inputs import check_clip
+from vidweights.models.pretrained import PretrainedMixin
 from vidweights.models.units import MaxPool, Padding, Rule, Style, build_unit, sonnet_init
 
 
@@ -83,7 +84,7 @@ def _check_endpoint(endpoint: str) -> None:
         raise UsageError(f"no endpoint is called {endpoint!r}; there are: {', '.join(ENDPOINTS)}")
 
 
-class I3D(nn.Module):
+class I3D(PretrainedMixin, nn.Module):
     """The inflated Inception v1 of Carreira and Zisserman (arXiv 1705.07750), one stream.
 
     Its `state_dict` has the canonical names of `vidweights.families.i3d.tensors`. Parameters are created on torch's

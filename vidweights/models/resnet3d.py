@@ -14,6 +14,7 @@ from vidweights.families.resnet import HEAD
 from vidweights.families.resnet3d import Block3D, ResNet3DConfig
 from vidweights.families.units import Pool, Unit
 from vidweights.models.inputs import check_clip
+from vidweights.models.pretrained import PretrainedMixin
 from vidweights.models.units import MaxPool, Padding, Style, build_unit
 
 
@@ -47,7 +48,7 @@ class Block(nn.Module):
         return F.pad(x, (0, 0, 0, 0, 0, 0, 0, self.new_channels)) if self.new_channels else x
 
 
-class ResNet3D(nn.Module):
+class ResNet3D(PretrainedMixin, nn.Module):
     """A 3D ResNet: stem, max-pool, four groups of blocks, global average pool, fully connected layer.
 
     Its `state_dict` has the canonical names of `vidweights.families.resnet3d.tensors`. Clips are (N, C, T, H, W) of
