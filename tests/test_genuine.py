@@ -79,8 +79,8 @@ def test_the_blobs_of_a_caffe2_release_become_the_tensors_of_the_pytorch_release
 
 def test_the_training_blobs_of_a_caffe2_checkpoint_are_left_with_a_reason() -> None:
     weights = infos(Network("vmz-caffe2-r3d_18"))
-    slots = {"conv1_w_momentum": (64, 3, 3, 7, 7), "conv1_spatbn_relu_s_momentum": (64,), "lr": (1,), "model_iter": (1,)}
-    extra = {f"blobs.{key}": TensorInfo(f"blobs.{key}", shape, "float32") for key, shape in slots.items()}
+    names = ("conv1_spatbn_relu_s_momentum", "last_out_L400_b_momentum", "lr", "model_iter")
+    extra = {f"blobs.{name}": TensorInfo(f"blobs.{name}", (1,), "float32") for name in names}
     planned = plan.make({**weights, **extra}, dialects.get("vidweights-resnet3d"))
     assert {key for key, _ in planned.ignored} == set(extra)
 
