@@ -49,7 +49,7 @@ def test_every_entry_is_whole(name: str) -> None:
     assert (weights.depth in {18, 34, 50, 101, 152}) == (weights.family == "resnet")
     assert str(weights.depth or "") in name
     assert weights.hub or any(file.url for file in weights.files)
-    assert {"id", "source", "note"} == set(weights.licence)
+    assert {"id", "source", "note", "code"} == set(weights.licence) - {"copyright"}
     assert {"dataset", "published_by", "top1", "top5"} == set(weights.accuracy)
     assert 50 < weights.accuracy["top1"] < weights.accuracy["top5"] < 100
     assert set(weights.input) < {field.name for field in fields(Preprocessing)}

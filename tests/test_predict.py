@@ -32,6 +32,8 @@ pytest.importorskip("av")
 
 from torch import nn  # noqa: E402
 
+from vidweights.video import VideoFile  # noqa: E402
+
 LABELS = ("darkness", "light", "movement")
 RGB = Preprocessing(short_side=16, crop=16, frames=8, value_range=(0, 1), clips=3)
 FLOW = Preprocessing(channels="flow", short_side=16, crop=16, frames=8, clips=3)
@@ -109,6 +111,39 @@ def test_clips_that_are_the_same_are_run_once() -> None:
     assert network.calls == 2
     assert verdict.views[0].logits.shape == (10, 3)
     assert verdict.labels == ("0", "1", "2")
+
+
+def test_the_video_level_scores_of_torchvision(tmp_path: Path) -> None:
+    if find_spec("torchvision") is None:
+        pytest.skip("torchvision is not installed")
+    from torchvision_cpu import torchvision
+
+    torch.manual_seed(0)
+    network = torchvision.models.video.mc3_18(num_classes=20).eval()
+    rng = np.random.default_rng(0)
+    video = footage.write(tmp_path / "v.mp4", rng.integers(0, 256, (44, 120, 160, 3), dtype=np.uint8), rate=30)
+    # references/video_classification/train.py of pytorch/vision: clips at 15 per second, softmax, the mean over clips.
+    with VideoFile(video) as opened:
+        shown = torch.from_numpy(np.stack(list(opened.read(np.arange(44)))))
+    theirs = torchvision.models.video.MC3_18_Weights.KINETICS400_V1.transforms()
+    batch = torch.stack([theirs(shown[2 * s : 2 * s + 32 : 2].permute(0, 3, 1, 2)) for s in (0, 3, 6)])
+    with torch.inference_mode():
+        expected = network(batch).softmax(1).mean(0).sort(descending=True)
+    made = Preprocessing(
+        size=(128, 171),
+        crop=112,
+        value_range=(0.0, 1.0),
+        mean=tuple(theirs.mean),
+        std=tuple(theirs.std),
+        resizer="torchvision",
+        frames=16,
+        fps=15.0,
+        clips=3,
+        scores="softmax",
+    )
+    found = vidweights.predict(network, video, preprocessing=made, topk=20)
+    assert [int(label) for label, _ in found] == expected.indices.tolist()
+    np.testing.assert_allclose([score for _, score in found], expected.values.numpy(), rtol=1e-5)
 
 
 # --- refusals -------------------------------------------------------------------------------------------------------
