@@ -14,7 +14,7 @@ from string import Template
 from typing import Any
 
 from vidweights import catalog, dialects
-from vidweights.catalog import Release
+from vidweights.catalog import Release, SourceFile
 from vidweights.folder import (
     CARD,
     LABELS,
@@ -103,11 +103,16 @@ def planned(release: Release) -> FolderConfig:
         main="",
         files={},
         facts=native.all_facts,
-        source=SourceRecord(release.dialect, "", {file.name: file.sha256 or "" for file in release.files}, ""),
+        source=SourceRecord(release.dialect, "", {file.name: _published(file) for file in release.files}, ""),
         input=dict(release.input),
-        labels=label_record(release.labels, release.label_source["source"]) if release.label_source else None,
+        labels=label_record(release.labels, release.label_source["source"]) if release.labels else None,
         release=provenance(release),
     )
+
+
+def _published(file: SourceFile) -> str:
+    """The SHA-256 of a published file, or what is known of it."""
+    return file.sha256 or (f"{file.sha256_begins}..." if file.sha256_begins else "")
 
 
 def _render(config: FolderConfig, status: str, weights: str, checks: str) -> str:

@@ -54,6 +54,8 @@ def _comparison(report: Report) -> Iterator[str]:
             figures = f"{clip.max_abs:.1e} | {clip.max_relative:.1e} | {one.tolerance:.1e}"
             yield f"| {one.name} ({one.version}) | {clip.name} | {figures} |"
     yield ""
+    if report.identity:
+        yield f"- Identity of the source: {report.identity}."
     yield _covered(report.coverage, "logits")
     yield from _least_fault(report.faults, "logits")
     trip = report.round_trip

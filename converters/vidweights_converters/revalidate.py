@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vidweights import home
 from vidweights.errors import OutputError, UnavailableError, UsageError, ValidationError
@@ -64,8 +65,6 @@ def validate_folder(
     recorded = read_validation(folder, config)
     if recorded is None and (folder / VALIDATION).is_file():
         notes += (f"{VALIDATION} was about other weights",)
-    if config.inflation is not None and clip is not None:
-        raise UsageError("--clip is for ports; an inflated network is proved on images of its own.")
     not_compared = None
     try:
         report = _prove(folder, config, weights, clip, progress)
@@ -76,13 +75,17 @@ def validate_folder(
     except UnavailableError as error:
         if recorded is None:
             raise
-        report, not_compared = card_checks.read(recorded), str(error)
-        if not report.passed:
-            raise ValidationError(
-                f"{folder} failed its validation, and it cannot be run again: {error}", report
-            ) from error
+        report, not_compared = _passed(folder, recorded, error), str(error)
     notes += package.finish(folder, config, report, overwrite_card=overwrite_card)
     return Revalidation(report, not_compared, notes)
+
+
+def _passed(folder: Path, recorded: Mapping[str, Any], why: UnavailableError) -> Report | EqualityReport:
+    """The report that a folder has, if its weights passed."""
+    report = card_checks.read(recorded)
+    if not report.passed:
+        raise ValidationError(f"{folder} failed its validation, and it cannot be run again: {why}", report) from why
+    return report
 
 
 def _located(folder: Path) -> Path:
@@ -97,5 +100,7 @@ def _prove(
     folder: Path, config: FolderConfig, weights: Path | None, clip: Path | None, progress: Progress
 ) -> Report | EqualityReport:
     if config.inflation is not None:
+        if clip is not None:
+            raise UsageError("--clip is for ports; an inflated network is proved on images of its own.")
         return inflate.prove_again(folder, config, weights, progress)
     return port.prove_again(folder, config, weights, clip, progress)
