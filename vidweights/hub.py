@@ -23,6 +23,7 @@ from vidweights.progress import Progress, silent
 # Whose repositories hold the releases of the catalog, each under its catalog name.
 ORGANISATION = "vidweights"
 MAIN = "main"
+_LARGE = 10_000_000  # bytes; above, huggingface.co takes no file into git itself
 _NAME = re.compile(r"(?:hf://)?([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
 _OFFLINE = ("VIDWEIGHTS_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
@@ -53,6 +54,12 @@ class RemoteFile:
     size: int
     sha256: str | None
     git_blob: str
+
+    @staticmethod
+    def of(path: Path) -> RemoteFile:
+        """What a hub would say of a local file, which is read now; no hub keeps a large one in git itself."""
+        size = path.stat().st_size
+        return RemoteFile(size, sha256_of(path), git_blob_id_of(path) if size <= _LARGE else "")
 
     @property
     def digest(self) -> str:

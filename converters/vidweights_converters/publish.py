@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 from vidweights import home
 from vidweights.errors import FormatError, IntegrityError, PublishError, UsageError
-from vidweights.files import git_blob_id_of, sha256_of
 from vidweights.folder import CARD, CONFIG, FolderConfig, package_files, read_config, validation_state
 from vidweights.folder_hub import FolderHub
 from vidweights.hub import Hub, RemoteFile, Repository, Revision, offline
@@ -102,17 +101,13 @@ def plan(folder: Path, repository: str, hub: Hub) -> PushPlan:
     if named is None or named.revision is not None:
         raise UsageError(f"--repo {repository!r}: expected org/name")
     config = read_config(folder)
-    files = {name: _described(folder / name) for name in package_files(folder, config)}
+    # Read now: what was verified before does not count here.
+    files = {name: RemoteFile.of(folder / name) for name in package_files(folder, config)}
     _check(folder, config, files, repository)
     there = hub.describe(Repository(repository))
     items = tuple(Item(name, file, _state(file, name, there)) for name, file in files.items())
     others = tuple(sorted(set(there.files) - set(files))) if there else ()
     return PushPlan(folder, config, hub, repository, there.commit if there else None, items, others)
-
-
-def _described(path: Path) -> RemoteFile:
-    """The hashes of a file, read now: what was verified before does not count here."""
-    return RemoteFile(path.stat().st_size, sha256_of(path), git_blob_id_of(path))
 
 
 def _state(file: RemoteFile, name: str, there: Revision | None) -> State:
@@ -284,9 +279,11 @@ class _Push:
         def send() -> Pushed:
             try:
                 return Pushed(self.planned.repository, self._send(head).oid)
-            except HubError:
+            except HubError as error:
                 if (landed := self._landed(head)) is not None:
                     return landed
+                # The client tries everything again but the commit itself.
+                error.again &= error.status is None or _of_commit(error)
                 raise
 
         return again(send)
@@ -334,6 +331,12 @@ class _Push:
                 parent_commit=head,
                 create_pr=create_pr,
             )
+
+
+def _of_commit(error: HubError) -> bool:
+    """Whether it was the request for the commit, after all uploads, that the hub answered so."""
+    response = getattr(error.__cause__, "response", None)
+    return response is not None and "/commit/" in str(response.request.url)
 
 
 @contextmanager
