@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
+import shutil
 import urllib.parse
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 from vidweights.errors import FormatError, IntegrityError, UnavailableError, UsageError
-from vidweights.files import git_blob_id_of, sha256_of
+from vidweights.files import git_blob_id_of, replace_text, sha256_of
 from vidweights.home import expanded, other_hash
 from vidweights.progress import Progress, silent
 
@@ -237,9 +239,7 @@ class RepositoryCache:
         if wanted != revision.commit:
             ref = self.folder / "refs" / (wanted or MAIN)
             ref.parent.mkdir(parents=True, exist_ok=True)
-            stage = ref.with_name(f".{ref.name}-{os.getpid()}")
-            stage.write_text(revision.commit, encoding="utf-8")
-            stage.replace(ref)
+            replace_text(ref, revision.commit)
         return snapshot
 
     def verify(self, snapshot: Path) -> Path:
@@ -262,13 +262,11 @@ def _link(blob: Path, path: Path) -> None:
     """A name for a blob: a relative link, or a copy where links cannot be made."""
     if path.is_symlink() and path.resolve() == blob.resolve():
         return
-    stage = path.with_name(f".{path.name}-{os.getpid()}")
+    stage = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
         try:
             stage.symlink_to(os.path.relpath(blob, path.parent))
         except OSError:
-            import shutil
-
             shutil.copyfile(blob, stage)
         stage.replace(path)
     finally:

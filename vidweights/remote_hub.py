@@ -171,7 +171,8 @@ class RemoteHub:
             if (found := file.differs(blob)) is None:
                 return
             with _locked(cache, file.digest):
-                _remove(blob, cache)
+                if blob.exists() and file.differs(blob) is not None:  # unless another process has mended it
+                    _remove(blob, cache)
         raise IntegrityError(
             f"{name} of {revision.repository} came from {self.name} twice with other bytes than it has a hash of: "
             f"{found}. Nothing was kept. A proxy may alter what passes; try another network, or later."
