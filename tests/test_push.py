@@ -13,7 +13,7 @@ from hub import Hub, running
 from packages import package
 
 import vidweights
-from vidweights.errors import IntegrityError, PublishError, UnavailableError, UsageError
+from vidweights.errors import IntegrityError, PlanError, PublishError, UnavailableError, UsageError
 from vidweights.hub import opened
 from vidweights_converters import publish
 
@@ -121,6 +121,20 @@ def test_weights_that_changed_after_their_hash_was_remembered_are_refused(folder
         file.write(data)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     with pytest.raises(IntegrityError, match="changed after it was made"):
+        publish.plan(folder, NAME, opened(hub))
+
+
+def test_labels_that_changed_are_refused(folder: Path, hub: str) -> None:
+    (folder / "labels.txt").write_text("other\n" * 7)
+    with pytest.raises(IntegrityError, match=r"labels\.txt .*changed after it was made"):
+        publish.plan(folder, NAME, opened(hub))
+
+
+def test_tensors_of_another_network_than_is_described_are_refused(folder: Path, hub: str) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["config"]["in_channels"] = 2
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(PlanError):
         publish.plan(folder, NAME, opened(hub))
 
 

@@ -10,11 +10,12 @@ from typing import Any, Literal
 
 from vidweights import home
 from vidweights.errors import FormatError, IntegrityError, PublishError, UsageError
-from vidweights.folder import CARD, CONFIG, FolderConfig, package_files, read_config, validation_state
+from vidweights.folder import CARD, CONFIG, LABELS, FolderConfig, package_files, read_config, validation_state
 from vidweights.folder_hub import FolderHub
 from vidweights.hub import Hub, RemoteFile, Repository, Revision, offline
 from vidweights.progress import Progress, silent
 from vidweights.remote_hub import HubError, RemoteHub, again, quiet, told
+from vidweights_converters import package
 
 State = Literal["new", "changed", "same"]
 
@@ -124,10 +125,11 @@ def _check(folder: Path, config: FolderConfig, files: Mapping[str, RemoteFile], 
     Raises:
         IntegrityError, PublishError: the first reason.
     """
-    for name, sha256 in config.files.items():
-        if files[name].sha256 != sha256:
+    for name, sha256 in _bound(config).items():
+        found = files[name].sha256 if name in files else "nothing"
+        if found != sha256:
             raise IntegrityError(
-                f"{folder / name} has the SHA-256 {files[name].sha256}, and {CONFIG} expects {sha256}: it was changed "
+                f"{folder / name} has the SHA-256 {found}, and {CONFIG} expects {sha256}: it was changed "
                 "after it was made. Make the folder again."
             )
     if config.main != WEIGHTS:
@@ -141,7 +143,14 @@ def _check(folder: Path, config: FolderConfig, files: Mapping[str, RemoteFile], 
             f"{folder} has not been shown to compute what its source computes: {reason}. "
             f"Run: vidweights validate {folder}"
         )
+    package.check_tensors(folder, config)
     _check_card(folder, config, repository)
+
+
+def _bound(config: FolderConfig) -> dict[str, str]:
+    """{file: SHA-256} of what `config.json` binds."""
+    labels = {LABELS: str(config.labels["sha256"])} if config.labels else {}
+    return {**config.files, **labels}
 
 
 def _check_card(folder: Path, config: FolderConfig, repository: str) -> None:

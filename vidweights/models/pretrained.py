@@ -145,10 +145,9 @@ class PretrainedMixin:
             input=before.input if before else None,
         )
         if before is not None and self.origin is not None and before.config.num_classes == self.config.num_classes:
-            labels = self.origin / folder.LABELS
-            made = replace(made, **{key: getattr(before, key) for key in ("labels",) if hasattr(before, key)})
-            if labels.is_file():
-                shutil.copyfile(labels, path / folder.LABELS)
+            made = replace(made, labels=before.labels)
+            if before.labels:
+                shutil.copyfile(self.origin / folder.LABELS, path / folder.LABELS)
         folder.write_json(path / folder.CONFIG, made.to_json())
 
 
