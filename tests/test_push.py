@@ -97,6 +97,21 @@ def test_a_pull_request_leaves_main_alone(hub: str, folder: Path, tmp_path: Path
     assert (proposed / "config.json").read_bytes() == (tmp_path / "b" / "narrow" / "config.json").read_bytes()
 
 
+def test_a_pull_request_needs_a_repository(hub: str, folder: Path) -> None:
+    with pytest.raises(PublishError, match="push without --pr"):
+        push(folder, hub, pull_request=True)
+
+
+def test_a_repository_that_another_made_in_the_meantime_is_left_as_it_is(
+    hub: str, folder: Path, tmp_path: Path
+) -> None:
+    planned = publish.plan(folder, NAME, opened(hub))
+    theirs = push(package(tmp_path / "b" / "narrow", seed=1), hub)
+    with pytest.raises(PublishError, match="has changed since"):
+        publish.push(planned)
+    assert publish.plan(folder, NAME, opened(hub)).head == theirs.commit
+
+
 @pytest.mark.parametrize("passed", [None, False])
 def test_what_was_not_shown_to_match_is_refused(tmp_path: Path, hub: str, passed: bool | None) -> None:
     unproved = package(tmp_path / "narrow", passed=passed)

@@ -250,8 +250,9 @@ class RepositoryCache:
         """
         for path in snapshot.iterdir():
             blob = path.parent / path.readlink() if path.is_symlink() else None
-            if blob is None or blob.parent.resolve() != (self.folder / "blobs").resolve():
-                continue  # a copy, where links cannot be made: config.json has the hash of the weights
+            named = blob is not None and blob.parent.resolve() == (self.folder / "blobs").resolve()
+            if blob is None or not named or len(blob.name) not in (40, 64):
+                continue  # a copy, where links cannot be made, has no hash but that of the weights in config.json
             hash_of = sha256_of if len(blob.name) == 64 else git_blob_id_of
             if (found := other_hash(path, blob.name, hash_of)) is not None:
                 raise IntegrityError(f"{path} is damaged: found {found}, expected {blob.name}")

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -481,11 +482,17 @@ def _refused(answer: Any, hub: str) -> HubError:
     status = int(answer.status_code)
     said = _scrubbed(answer.headers.get("X-Error-Message") or answer.reason_phrase or "")
     meaning = _REFUSALS.get(status, "failed" if status >= 500 else "refused")
-    with suppress(ValueError):
-        wait = float(answer.headers.get("Retry-After") or 0)
-        until = f"; it asks to wait {wait:.0f} s" if wait else ""
-        return HubError(f"{hub} {meaning} ({status} {said}){until}", status, again=status in _AGAIN, wait=wait)
-    return HubError(f"{hub} {meaning} ({status} {said})", status, again=status in _AGAIN)
+    wait = _asked_to_wait(answer.headers)
+    until = f"; it asks to wait {wait:.0f} s" if wait else ""
+    return HubError(f"{hub} {meaning} ({status} {said}){until}", status, again=status in _AGAIN, wait=wait)
+
+
+def _asked_to_wait(headers: Mapping[str, str]) -> float:
+    """Seconds that a hub asks to wait, in `Retry-After`, or as huggingface.co does: `"api";r=0;t=55`."""
+    found = re.fullmatch(r"\d+", headers.get("Retry-After") or "") or re.search(
+        r'\br=0;t=(\d+)', (headers.get("ratelimit") or "").replace(" ", "")
+    )
+    return float(found[found.re.groups]) if found else 0.0
 
 
 @contextmanager

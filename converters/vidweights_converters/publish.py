@@ -202,6 +202,8 @@ def push(
     if not planned.changes:
         assert planned.head is not None
         return Pushed(planned.repository, planned.head, already=True)
+    if pull_request and planned.head is None:
+        raise PublishError(f"{planned.repository} is not there yet, so nothing can be asked of it; push without --pr.")
     if isinstance(planned.hub, FolderHub):
         pushed = _into_folder(planned, planned.hub, pull_request)
     else:
@@ -224,8 +226,6 @@ def _changed(planned: PushPlan) -> PublishError:
 
 def _into_folder(planned: PushPlan, hub: FolderHub, pull: bool) -> Pushed:
     files = {item.name: planned.folder / item.name for item in planned.changes}
-    if pull and planned.head is None:
-        raise PublishError(f"{planned.repository} is not there yet, so nothing can be asked of it; push without --pr.")
     try:
         commit, ref = hub.commit(planned.repository, files, _title(planned), planned.head, pull=pull)
     except PublishError as error:
@@ -277,10 +277,17 @@ class _Push:
             self.hub.api.whoami()
 
     def _create(self, private: bool) -> str:
+        """The first commit of a new repository.
+
+        Raises:
+            PublishError: somebody else made it in the meantime, and put something there.
+        """
         with told(self.hub.name):
             self.hub.api.create_repo(self.planned.repository, private=private, exist_ok=True)
-            commit: str = self.hub.api.model_info(self.planned.repository).sha
-        return commit
+        there = self.hub.describe(Repository(self.planned.repository))
+        if there is None or set(there.files) - {".gitattributes"}:
+            raise _changed(self.planned)
+        return there.commit
 
     def _commit(self, head: str) -> Pushed:
         """One commit on `main`, whose parent must be `head`; so a try that was carried out cannot be repeated."""
