@@ -9,7 +9,7 @@ from networks import NARROW, canonical, write
 
 from vidweights import dialects
 from vidweights.files import sha256_of
-from vidweights.folder import CARD, CONFIG, LABELS, VALIDATION, FolderConfig, SourceRecord, write_json
+from vidweights.folder import CARD, CONFIG, VALIDATION, FolderConfig, SourceRecord, write_json, write_labels
 
 CARD_TEXT = "---\nlicense: apache-2.0\nlibrary_name: vidweights\n---\n\n# A narrow I3D\n\n![kernels](kernels.png)\n"
 
@@ -17,6 +17,7 @@ CARD_TEXT = "---\nlicense: apache-2.0\nlibrary_name: vidweights\n---\n\n# A narr
 def package(folder: Path, seed: int = 0, *, network: Any = NARROW, passed: bool | None = True, **fields: Any) -> Path:
     """Write a finished folder; `passed` None leaves its report out, and `fields` are more of its `config.json`."""
     file = write(folder, "safetensors", canonical(network, seed))
+    labels = write_labels(folder, [f"class {number}" for number in range(network.num_classes)], "a test")
     config = FolderConfig(
         name=folder.name,
         family="i3d",
@@ -27,10 +28,10 @@ def package(folder: Path, seed: int = 0, *, network: Any = NARROW, passed: bool 
         files={file.name: sha256_of(file)},
         facts={},
         source=SourceRecord("deepmind-rgb", "tf", {"model.ckpt.index": "0" * 64}, "0" * 64),
+        labels=labels,
         **fields,
     )
     write_json(folder / CONFIG, config.to_json())
-    (folder / LABELS).write_text("".join(f"class {number}\n" for number in range(network.num_classes)))
     (folder / CARD).write_text(CARD_TEXT)
     (folder / "kernels.png").write_bytes(b"\x89PNG\r\n" + bytes(range(64)))
     (folder / "not-shown.png").write_bytes(b"\x89PNG\r\n")

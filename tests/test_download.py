@@ -16,6 +16,7 @@ from packages import package
 
 import vidweights
 from vidweights import hub as hubs
+from vidweights import remote_hub
 from vidweights.errors import FormatError, IntegrityError, UnavailableError
 from vidweights.families.i3d import I3DConfig
 from vidweights.hub import opened
@@ -169,9 +170,10 @@ def test_a_rate_limit_is_waited_for_or_told(hub: Hub, folder: Path) -> None:
     started = time.monotonic()
     assert same(download(hub), folder)
     assert time.monotonic() - started >= 1
-    hub.faults = [Fault("status", "/api/models", status=429, headers={"Retry-After": "3600"})]
-    with pytest.raises(UnavailableError, match="asks to wait 3600 s"):
-        vidweights.download(f"{NAME}2", hub=hub.url)
+    for asked in ({"Retry-After": "3600"}, {"ratelimit": '"api"; r=0; t=3600'}):
+        hub.faults = [Fault("status", "/api/models", status=429, headers=asked)]
+        with pytest.raises(UnavailableError, match="asks to wait 3600 s"):
+            vidweights.download(f"{NAME}2", hub=hub.url)
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
@@ -217,6 +219,19 @@ def test_a_repository_of_something_else_is_told(hub: Hub, content: bytes | None)
     repository.commits[repository.refs["main"]] = replace(hub.head(NAME), files=files)
     with pytest.raises(FormatError, match="holds no weights of vidweights"):
         download(hub)
+
+
+@pytest.mark.parametrize("hostile", [{"blob": "../../../escaped"}, {"sha256": "../../../escaped"}])
+def test_a_hash_that_is_a_path_is_not_followed(hub: Hub, tmp_path: Path, hostile: dict[str, str]) -> None:
+    from dataclasses import replace
+
+    name = "README.md" if "blob" in hostile else "model.safetensors"
+    files = {**hub.head(NAME).files, name: replace(hub.head(NAME).files[name], **hostile)}
+    repository = hub.repositories[NAME]
+    repository.commits[repository.refs["main"]] = replace(hub.head(NAME), files=files)
+    with pytest.raises(UnavailableError, match="not as a hub does"):
+        download(hub)
+    assert not list(tmp_path.rglob("escaped*"))
 
 
 # --- processes --------------------------------------------------------------------------------------------------------
@@ -327,6 +342,7 @@ def test_offline_any_revision_that_is_here_serves_a_name_without_one(hub: Hub, m
 
 
 def test_a_hub_that_is_not_there_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_hub, "PAUSES", (9.0,))
     monkeypatch.setenv("HF_ENDPOINT", "http://someone:hidden@127.0.0.1:9")
     started = time.monotonic()
     with pytest.raises(hubs.NotHereError, match="refused") as caught:

@@ -91,6 +91,13 @@ def test_a_network_that_was_never_loaded_is_saved_and_loads(tmp_path: Path) -> N
 
 
 @pytest.mark.filterwarnings("ignore::vidweights.UnvalidatedWarning")
+def test_a_folder_that_is_gone_since_is_no_matter(made: Path, tmp_path: Path) -> None:
+    model = I3D.from_pretrained(made)
+    made.rename(tmp_path / "moved")
+    assert equal(I3D.from_pretrained(model.save_pretrained(tmp_path / "saved")), model)
+
+
+@pytest.mark.filterwarnings("ignore::vidweights.UnvalidatedWarning")
 def test_a_new_head_is_no_release_any_more(made: Path, tmp_path: Path) -> None:
     saved = I3D.from_pretrained(made, num_classes=3).save_pretrained(tmp_path / "saved")
     assert folder.read_config(saved).config.num_classes == 3

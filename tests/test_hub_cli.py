@@ -77,7 +77,7 @@ def test_a_push_of_what_is_not_proved_leaves_with_its_own_code(cli: Run, tmp_pat
 def test_a_pull_request_is_named(cli: Run, folder: Path, tmp_path: Path) -> None:
     with running(tmp_path / "hub") as hub:
         assert cli("push", folder, "--repo", "acme/narrow", "--hub", hub.url)[0] == 0
-        (folder / "labels.txt").write_text("other\n")
+        (folder / "README.md").write_text((folder / "README.md").read_text() + "more\n")
         code, out, _ = cli("push", folder, "--repo", "acme/narrow", "--hub", hub.url, "--pr")
         assert code == 0
         assert f"{hub.url}/acme/narrow/discussions/1" in out

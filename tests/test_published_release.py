@@ -39,7 +39,7 @@ def release(alice: None, monkeypatch: pytest.MonkeyPatch) -> Release:
         for path in sorted(source.iterdir(), reverse=True)
     )
     sums = {key: identity.crc32c(array) for key, array in arrays.items()}
-    made = replace(catalog.get(NAME), config=CONFIG, files=files, copies=(), crc32c=sums)
+    made = replace(catalog.get(NAME), config=CONFIG, files=files, copies=(), crc32c=sums, weights_sha256=None)
     plain = catalog.get
     monkeypatch.setattr(catalog, "get", lambda name: made if name == NAME else plain(name))
     return made
@@ -88,6 +88,23 @@ def test_something_else_under_the_name_of_a_release_is_refused(hub: Hub, tmp_pat
     published(package(tmp_path / NAME, seed=5, network=CONFIG), hub)
     with pytest.raises(IntegrityError, match=f"published as {NAME} and is not it"):
         vidweights.state_dict(NAME, framework="numpy", hub=hub.url)
+
+
+def test_the_catalog_s_own_hash_stands_where_it_has_one(
+    release: Release, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = vidweights.download(NAME, hub=hub.url, build=True)
+    published(made, hub)
+    sha256 = folder.read_config(made).files["model.safetensors"]
+    monkeypatch.setenv("VIDWEIGHTS_HOME", str(tmp_path / "another home"))
+    for known, right in ((sha256, True), ("0" * 64, False)):
+        pinned = replace(release, weights_sha256=known)
+        monkeypatch.setattr(catalog, "get", lambda name, pinned=pinned: pinned)
+        if right:
+            assert vidweights.download(NAME, hub=hub.url)
+        else:
+            with pytest.raises(IntegrityError, match="the catalog has 0000"):
+                vidweights.download(NAME, hub=hub.url)
 
 
 def test_where_neither_a_hub_nor_the_source_can_be_had_both_are_told(

@@ -13,7 +13,7 @@ from hub import Hub, running
 from packages import package
 
 import vidweights
-from vidweights.errors import IntegrityError, PublishError, UnavailableError, UsageError
+from vidweights.errors import IntegrityError, PlanError, PublishError, UnavailableError, UsageError
 from vidweights.hub import opened
 from vidweights_converters import publish
 
@@ -97,6 +97,21 @@ def test_a_pull_request_leaves_main_alone(hub: str, folder: Path, tmp_path: Path
     assert (proposed / "config.json").read_bytes() == (tmp_path / "b" / "narrow" / "config.json").read_bytes()
 
 
+def test_a_pull_request_needs_a_repository(hub: str, folder: Path) -> None:
+    with pytest.raises(PublishError, match="push without --pr"):
+        push(folder, hub, pull_request=True)
+
+
+def test_a_repository_that_another_made_in_the_meantime_is_left_as_it_is(
+    hub: str, folder: Path, tmp_path: Path
+) -> None:
+    planned = publish.plan(folder, NAME, opened(hub))
+    theirs = push(package(tmp_path / "b" / "narrow", seed=1), hub)
+    with pytest.raises(PublishError, match="has changed since"):
+        publish.push(planned)
+    assert publish.plan(folder, NAME, opened(hub)).head == theirs.commit
+
+
 @pytest.mark.parametrize("passed", [None, False])
 def test_what_was_not_shown_to_match_is_refused(tmp_path: Path, hub: str, passed: bool | None) -> None:
     unproved = package(tmp_path / "narrow", passed=passed)
@@ -121,6 +136,20 @@ def test_weights_that_changed_after_their_hash_was_remembered_are_refused(folder
         file.write(data)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     with pytest.raises(IntegrityError, match="changed after it was made"):
+        publish.plan(folder, NAME, opened(hub))
+
+
+def test_labels_that_changed_are_refused(folder: Path, hub: str) -> None:
+    (folder / "labels.txt").write_text("other\n" * 7)
+    with pytest.raises(IntegrityError, match=r"labels\.txt .*changed after it was made"):
+        publish.plan(folder, NAME, opened(hub))
+
+
+def test_tensors_of_another_network_than_is_described_are_refused(folder: Path, hub: str) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["config"]["in_channels"] = 2
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(PlanError):
         publish.plan(folder, NAME, opened(hub))
 
 

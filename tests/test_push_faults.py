@@ -101,6 +101,7 @@ def test_a_refusal_of_the_commit_is_told_once(hub: Hub, folder: Path, status: in
 
 
 def test_a_pull_request_whose_answer_is_lost_is_not_opened_twice(hub: Hub, folder: Path) -> None:
+    opened(hub.url).api.create_repo(NAME)  # type: ignore[attr-defined]
     hub.faults = [Fault("lost", "POST /api/models/.*/commit/")]
     with pytest.raises(UnavailableError, match="/discussions before you push again"):
         push(folder, hub, pull_request=True)

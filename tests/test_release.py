@@ -42,6 +42,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield home / "weights" / NAME
 
 
+def test_the_weights_have_the_hash_that_the_catalog_publishes(made: Path) -> None:
+    assert sha256_of(made / "model.safetensors") == catalog.get(NAME).weights_sha256
+
+
 def test_the_port_is_validated_against_both_references(made: Path) -> None:
     config = folder.read_config(made)
     assert folder.validation_state(made, config) == "passed"

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from vidweights import home
 from vidweights.errors import FormatError, IntegrityError, OutputError, UsageError
-from vidweights.files import git_blob_id_of, sha256_of, staged_file, staged_folder
+from vidweights.files import sha256_of, staged_file, staged_folder
 from vidweights.folder import CONFIG, package_files, read_config
 from vidweights.hub import RemoteFile, Repository, RepositoryCache, Revision
 from vidweights.progress import Progress, silent
@@ -28,7 +28,7 @@ _LIST = "packages.json"
 _VERSION = 1
 _LARGEST_LIST = 1 << 20
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_HASHES = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
+_HASHES = re.compile(r"[0-9a-f]{64}"), re.compile(r"([0-9a-f]{40})?")
 _FILE_NAME = re.compile(r"[\w-][\w. -]*")
 _CHUNK = 1 << 20
 
@@ -58,10 +58,7 @@ class Package:
 def described(folder: Path, asked: str) -> Package:
     """The package in a finished folder: a snapshot of the hub's cache, a commit of a folder hub, or one made here."""
     config = read_config(folder)
-    files = {
-        name: RemoteFile((folder / name).stat().st_size, sha256_of(folder / name), git_blob_id_of(folder / name))
-        for name in package_files(folder, config)
-    }
+    files = {name: RemoteFile.of(folder / name) for name in package_files(folder, config)}
     for name, sha256 in config.files.items():
         if files[name].sha256 != sha256:
             raise IntegrityError(f"{folder / name} is not the file that its {CONFIG} describes. Fetch it again.")

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from vidweights.errors import FormatError, IntegrityError, OutputError, PublishError
-from vidweights.files import git_blob_id_of, replace_text, sha256_of
+from vidweights.files import replace_text
 from vidweights.folder import CONFIG, json_text, read_config
 from vidweights.hub import MAIN, NotHereError, RemoteFile, Repository, Revision
 from vidweights.progress import Progress, silent
@@ -144,7 +144,7 @@ class FolderHub:
                         described[name] = asdict(file)
             for name, path in files.items():
                 shutil.copyfile(path, stage / name)
-                described[name] = _facts(stage / name)
+                described[name] = asdict(RemoteFile.of(stage / name))
             date = datetime.now(timezone.utc).isoformat(timespec="seconds")
             record = json_text({"parent": parent, "title": title, "date": date, "files": described})
             made = hashlib.sha1(record.encode(), usedforsecurity=False).hexdigest()
@@ -171,10 +171,6 @@ def repository_name(place: Path, root: Path) -> str:
 def _next_pull(place: Path) -> str:
     numbers = [int(path.name) for path in (place / "refs" / "pr").glob("*") if path.name.isdecimal()]
     return f"pr/{max(numbers, default=0) + 1}"
-
-
-def _facts(path: Path) -> dict[str, Any]:
-    return asdict(RemoteFile(path.stat().st_size, sha256_of(path), git_blob_id_of(path)))
 
 
 def _same_file(old: Path, new: Path) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
+import shutil
 import urllib.parse
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,13 +18,14 @@ from pathlib import Path
 from typing import Protocol
 
 from vidweights.errors import FormatError, IntegrityError, UnavailableError, UsageError
-from vidweights.files import git_blob_id_of, sha256_of
+from vidweights.files import git_blob_id_of, replace_text, sha256_of
 from vidweights.home import expanded, other_hash
 from vidweights.progress import Progress, silent
 
 # Whose repositories hold the releases of the catalog, each under its catalog name.
 ORGANISATION = "vidweights"
 MAIN = "main"
+_LARGE = 10_000_000  # bytes; above, huggingface.co takes no file into git itself
 _NAME = re.compile(r"(?:hf://)?([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
 _OFFLINE = ("VIDWEIGHTS_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
@@ -53,6 +56,12 @@ class RemoteFile:
     size: int
     sha256: str | None
     git_blob: str
+
+    @staticmethod
+    def of(path: Path) -> RemoteFile:
+        """What a hub would say of a local file, which is read now; no hub keeps a large one in git itself."""
+        size = path.stat().st_size
+        return RemoteFile(size, sha256_of(path), git_blob_id_of(path) if size <= _LARGE else "")
 
     @property
     def digest(self) -> str:
@@ -230,9 +239,7 @@ class RepositoryCache:
         if wanted != revision.commit:
             ref = self.folder / "refs" / (wanted or MAIN)
             ref.parent.mkdir(parents=True, exist_ok=True)
-            stage = ref.with_name(f".{ref.name}-{os.getpid()}")
-            stage.write_text(revision.commit, encoding="utf-8")
-            stage.replace(ref)
+            replace_text(ref, revision.commit)
         return snapshot
 
     def verify(self, snapshot: Path) -> Path:
@@ -243,8 +250,9 @@ class RepositoryCache:
         """
         for path in snapshot.iterdir():
             blob = path.parent / path.readlink() if path.is_symlink() else None
-            if blob is None or blob.parent.resolve() != (self.folder / "blobs").resolve():
-                continue  # a copy, where links cannot be made: config.json has the hash of the weights
+            named = blob is not None and blob.parent.resolve() == (self.folder / "blobs").resolve()
+            if blob is None or not named or len(blob.name) not in (40, 64):
+                continue  # a copy, where links cannot be made, has no hash but that of the weights in config.json
             hash_of = sha256_of if len(blob.name) == 64 else git_blob_id_of
             if (found := other_hash(path, blob.name, hash_of)) is not None:
                 raise IntegrityError(f"{path} is damaged: found {found}, expected {blob.name}")
@@ -255,13 +263,11 @@ def _link(blob: Path, path: Path) -> None:
     """A name for a blob: a relative link, or a copy where links cannot be made."""
     if path.is_symlink() and path.resolve() == blob.resolve():
         return
-    stage = path.with_name(f".{path.name}-{os.getpid()}")
+    stage = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
         try:
             stage.symlink_to(os.path.relpath(blob, path.parent))
         except OSError:
-            import shutil
-
             shutil.copyfile(blob, stage)
         stage.replace(path)
     finally:

@@ -166,26 +166,36 @@ def _not_published(record: Weights, error: hubs.NotHereError) -> hubs.NotHereErr
 
 
 def _built(record: Weights) -> Path:
+    """The folder of a release, ported from what its authors published."""
     from vidweights import _converters
 
+    made = home.weights_folder(record.name)
     try:
         _converters.port(record.name, validate=False)
     except OutputError:
-        if record.folder is None:  # unless another process was faster
+        if not (made / folder.CONFIG).is_file():  # unless another process was faster
             raise
-    return home.weights_folder(record.name)
+    return made
 
 
 def _check_release(release: Release, found: Path) -> None:
-    """Hold what was published under a release's name to the catalog: its tensors are those of the release.
+    """Hold what was published under a release's name to the catalog: its bytes, or else its tensors.
 
     Raises:
-        IntegrityError: they are not, bit for bit.
+        IntegrityError: they are not those of the release, bit for bit.
     """
     config = folder.read_config(found)
     file = found / config.main
+    if release.weights_sha256 is not None:
+        if config.files[config.main] != release.weights_sha256:
+            raise IntegrityError(
+                f"{found} was published as {release.name} and is not it: its weights have the SHA-256 "
+                f"{config.files[config.main]}, and the catalog has {release.weights_sha256}. "
+                f"Make it from the release: vidweights port {release.name}"
+            )
+        return
     mark = f"release {release.name}"  # remembered beside the file's hash
-    if home.is_known(file, mark):
+    if not release.crc32c or home.is_known(file, mark):  # of a release that nobody has read, the names are all there is
         return
     with formats.open_checkpoint(file) as checkpoint:
         match = identity.compare(checkpoint, dialects.recognise(checkpoint.tensors), release)

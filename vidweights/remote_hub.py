@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +27,7 @@ from vidweights.errors import FormatError, IntegrityError, UnavailableError, Vid
 from vidweights.folder import CONFIG, package
 from vidweights.hub import NotHereError, RemoteFile, Repository, RepositoryCache, Revision, offline, shown
 from vidweights.progress import Progress, silent
+from vidweights.sources import why, within
 
 T = TypeVar("T")
 
@@ -36,6 +38,9 @@ PAUSES = (0.5, 1.0, 2.0, 4.0)
 # The longest that a hub may ask to wait, in seconds, before the person is told instead.
 PATIENCE = 60.0
 _CHUNK = 1 << 20
+_SHA1, _SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
+# What the client's HTTP library calls a connection that never was.
+_UNREACHED = ("ConnectError", "ConnectTimeout", "ProxyError", "TimeoutError")
 _AGAIN = (408, 429, 500, 502, 503, 504)
 
 
@@ -46,10 +51,14 @@ class HubError(UnavailableError):
         status: of its answer; None if there was none.
         again: whether the same request may succeed later.
         wait: seconds that the hub asks to wait.
+        reached: whether there was a connection at all.
     """
 
-    def __init__(self, message: str, status: int | None = None, *, again: bool = False, wait: float = 0.0) -> None:
+    def __init__(
+        self, message: str, status: int | None = None, *, again: bool = False, wait: float = 0.0, reached: bool = True
+    ) -> None:
         super().__init__(message)
+        self.reached = reached
         self.status = status
         self.again = again
         self.wait = wait
@@ -85,9 +94,8 @@ class RemoteHub:
             raise HubError(f"not tried: {name} is set")
         try:
             with told(self.name):
-                info = self.api.model_info(
-                    repository.name, revision=repository.revision, files_metadata=True, timeout=TIMEOUT
-                )
+                # In a thread: resolving a name has no timeout of its own.
+                info = within(TIMEOUT, lambda: self._info(repository))
         except HubError as error:
             if error.status == 404 or (error.status == 401 and self.token is None):
                 return None  # the answer to whoever has no token, and asks for what does not exist
@@ -95,11 +103,17 @@ class RemoteHub:
         files = {
             file.rfilename: RemoteFile(file.size, file.lfs.sha256 if file.lfs else None, file.blob_id)
             for file in info.siblings or ()
-            if file.size is not None and file.blob_id
         }
-        if not info.sha or len(files) != len(info.siblings or ()):
-            raise HubError(f"{self.name} answers, but not as a hub does: it tells no hashes")
+        # The hashes become names in the cache, so they must be hashes.
+        sound = all((_SHA256 if f.sha256 else _SHA1).fullmatch(str(f.digest)) for f in files.values())
+        if not _SHA1.fullmatch(str(info.sha)) or not sound or any(type(f.size) is not int for f in files.values()):
+            raise HubError(f"{self.name} answers, but not as a hub does: it tells no hashes. Is HF_ENDPOINT right?")
         return Revision(repository.name, info.sha, files)
+
+    def _info(self, repository: Repository) -> Any:
+        return self.api.model_info(
+            repository.name, revision=repository.revision, files_metadata=True, timeout=TIMEOUT
+        )
 
     @property
     def token(self) -> str | None:
@@ -117,7 +131,7 @@ class RemoteHub:
             with suppress(IntegrityError):  # it is fetched again
                 return cache.verify(here)
         try:
-            revision = self.describe(repository) if here else again(lambda: self.describe(repository))
+            revision = self.describe(repository) if here else again(lambda: self.describe(repository), first=True)
         except HubError as error:
             if here is not None:
                 return cache.verify(here)
@@ -171,7 +185,8 @@ class RemoteHub:
             if (found := file.differs(blob)) is None:
                 return
             with _locked(cache, file.digest):
-                _remove(blob, cache)
+                if blob.exists() and file.differs(blob) is not None:  # unless another process has mended it
+                    _remove(blob, cache)
         raise IntegrityError(
             f"{name} of {revision.repository} came from {self.name} twice with other bytes than it has a hash of: "
             f"{found}. Nothing was kept. A proxy may alter what passes; try another network, or later."
@@ -237,13 +252,16 @@ class RemoteHub:
         return {**made, "Accept-Encoding": "identity"}
 
 
-def again(call: Callable[[], T]) -> T:
-    """What `call` returns, tried again after a pause where that may help."""
+def again(call: Callable[[], T], *, first: bool = False) -> T:
+    """What `call` returns, tried again after a pause where that may help.
+
+    With `first`, nobody has answered yet: a hub that cannot be reached at all ends it at once.
+    """
     for pause in PAUSES:
         try:
             return call()
         except HubError as error:
-            if not error.again or error.wait > PATIENCE:
+            if not error.again or error.wait > PATIENCE or (first and not error.reached):
                 raise
             time.sleep(max(pause, error.wait))
     return call()
@@ -430,9 +448,9 @@ def told(hub: str) -> Iterator[None]:
                 raise _refused(cause.response, hub) from error  # type: ignore[union-attr]
         if not _broken(error):
             raise
-        from vidweights.sources import why
-
-        raise HubError(f"{hub} cannot be reached: {_scrubbed(why(error, TIMEOUT))}", again=True) from error
+        reached = type(error).__name__ not in _UNREACHED
+        reason = _scrubbed(why(error, TIMEOUT))
+        raise HubError(f"{hub} cannot be reached: {reason}", again=True, reached=reached) from error
 
 
 def raise_for_status(answer: Any, hub: str) -> None:
@@ -480,11 +498,17 @@ def _refused(answer: Any, hub: str) -> HubError:
     status = int(answer.status_code)
     said = _scrubbed(answer.headers.get("X-Error-Message") or answer.reason_phrase or "")
     meaning = _REFUSALS.get(status, "failed" if status >= 500 else "refused")
-    with suppress(ValueError):
-        wait = float(answer.headers.get("Retry-After") or 0)
-        until = f"; it asks to wait {wait:.0f} s" if wait else ""
-        return HubError(f"{hub} {meaning} ({status} {said}){until}", status, again=status in _AGAIN, wait=wait)
-    return HubError(f"{hub} {meaning} ({status} {said})", status, again=status in _AGAIN)
+    wait = _asked_to_wait(answer.headers)
+    until = f"; it asks to wait {wait:.0f} s" if wait else ""
+    return HubError(f"{hub} {meaning} ({status} {said}){until}", status, again=status in _AGAIN, wait=wait)
+
+
+def _asked_to_wait(headers: Mapping[str, str]) -> float:
+    """Seconds that a hub asks to wait, in `Retry-After`, or as huggingface.co does: `"api";r=0;t=55`."""
+    found = re.fullmatch(r"\d+", headers.get("Retry-After") or "") or re.search(
+        r'\br=0;t=(\d+)', (headers.get("ratelimit") or "").replace(" ", "")
+    )
+    return float(found[found.re.groups]) if found else 0.0
 
 
 @contextmanager

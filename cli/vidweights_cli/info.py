@@ -14,7 +14,7 @@ from vidweights.families.cost import cost
 from vidweights.families.resnet import DEPTHS
 from vidweights.families.resnet3d import PAPER, RESNET3D, named, paper
 from vidweights.folder import shown_input
-from vidweights.hub import Repository, RepositoryCache, opened
+from vidweights.hub import Repository, RepositoryCache, cache_folder, opened
 from vidweights.images import ImageWeights
 from vidweights_cli.output import json_option, print_json, table
 
@@ -98,6 +98,8 @@ def _show_networks(networks: list[_Network]) -> None:
 def _machine() -> dict[str, Any]:
     return {
         "home": str(home.home()),
+        "hub": opened().name,
+        "hub cache": str(cache_folder()),
         "families": list(FAMILIES),
         "2D weights": list(images.names()),
         "dialects": {d.name: f"{d.family.name}, {d.framework}, {d.source}" for d in dialects.DIALECTS.values()},

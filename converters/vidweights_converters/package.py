@@ -69,10 +69,20 @@ def check(folder: Path, config: FolderConfig) -> tuple[str, ...]:
     if wrong:
         lines = "".join(f"\n  {one}" for one in wrong)
         raise IntegrityError(f"{folder} is not what its {CONFIG} describes:{lines}\nMake or fetch the folder again.")
+    check_tensors(folder, config)
+    return tuple(_remarks(folder, config))
+
+
+def check_tensors(folder: Path, config: FolderConfig) -> None:
+    """Compare names and shapes of the weights with the network that `config.json` describes; no byte is hashed.
+
+    Raises:
+        FormatError: the weights file is damaged.
+        PlanError: its tensors are not those of that network.
+    """
     with formats.open_checkpoint(folder / config.main) as written:
         native = dialects.native(config.family)
         plan.make(written.tensors, native, config=config.config, name=str(written.path))
-    return tuple(_remarks(folder, config))
 
 
 def _wrong_weights(folder: Path, config: FolderConfig) -> Iterator[str]:

@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 from vidweights import home
 from vidweights.errors import FormatError, IntegrityError, PublishError, UsageError
-from vidweights.files import git_blob_id_of, sha256_of
-from vidweights.folder import CARD, CONFIG, FolderConfig, package_files, read_config, validation_state
+from vidweights.folder import CARD, CONFIG, LABELS, FolderConfig, package_files, read_config, validation_state
 from vidweights.folder_hub import FolderHub
 from vidweights.hub import Hub, RemoteFile, Repository, Revision, offline
 from vidweights.progress import Progress, silent
 from vidweights.remote_hub import HubError, RemoteHub, again, quiet, told
+from vidweights_converters import package
 
 State = Literal["new", "changed", "same"]
 
@@ -102,17 +102,13 @@ def plan(folder: Path, repository: str, hub: Hub) -> PushPlan:
     if named is None or named.revision is not None:
         raise UsageError(f"--repo {repository!r}: expected org/name")
     config = read_config(folder)
-    files = {name: _described(folder / name) for name in package_files(folder, config)}
+    # Read now: what was verified before does not count here.
+    files = {name: RemoteFile.of(folder / name) for name in package_files(folder, config)}
     _check(folder, config, files, repository)
     there = hub.describe(Repository(repository))
     items = tuple(Item(name, file, _state(file, name, there)) for name, file in files.items())
     others = tuple(sorted(set(there.files) - set(files))) if there else ()
     return PushPlan(folder, config, hub, repository, there.commit if there else None, items, others)
-
-
-def _described(path: Path) -> RemoteFile:
-    """The hashes of a file, read now: what was verified before does not count here."""
-    return RemoteFile(path.stat().st_size, sha256_of(path), git_blob_id_of(path))
 
 
 def _state(file: RemoteFile, name: str, there: Revision | None) -> State:
@@ -129,10 +125,11 @@ def _check(folder: Path, config: FolderConfig, files: Mapping[str, RemoteFile], 
     Raises:
         IntegrityError, PublishError: the first reason.
     """
-    for name, sha256 in config.files.items():
-        if files[name].sha256 != sha256:
+    for name, sha256 in _bound(config).items():
+        found = files[name].sha256 if name in files else "nothing"
+        if found != sha256:
             raise IntegrityError(
-                f"{folder / name} has the SHA-256 {files[name].sha256}, and {CONFIG} expects {sha256}: it was changed "
+                f"{folder / name} has the SHA-256 {found}, and {CONFIG} expects {sha256}: it was changed "
                 "after it was made. Make the folder again."
             )
     if config.main != WEIGHTS:
@@ -146,7 +143,14 @@ def _check(folder: Path, config: FolderConfig, files: Mapping[str, RemoteFile], 
             f"{folder} has not been shown to compute what its source computes: {reason}. "
             f"Run: vidweights validate {folder}"
         )
+    package.check_tensors(folder, config)
     _check_card(folder, config, repository)
+
+
+def _bound(config: FolderConfig) -> dict[str, str]:
+    """{file: SHA-256} of what `config.json` binds."""
+    labels = {LABELS: str(config.labels["sha256"])} if config.labels else {}
+    return {**config.files, **labels}
 
 
 def _check_card(folder: Path, config: FolderConfig, repository: str) -> None:
@@ -198,6 +202,8 @@ def push(
     if not planned.changes:
         assert planned.head is not None
         return Pushed(planned.repository, planned.head, already=True)
+    if pull_request and planned.head is None:
+        raise PublishError(f"{planned.repository} is not there yet, so nothing can be asked of it; push without --pr.")
     if isinstance(planned.hub, FolderHub):
         pushed = _into_folder(planned, planned.hub, pull_request)
     else:
@@ -220,8 +226,6 @@ def _changed(planned: PushPlan) -> PublishError:
 
 def _into_folder(planned: PushPlan, hub: FolderHub, pull: bool) -> Pushed:
     files = {item.name: planned.folder / item.name for item in planned.changes}
-    if pull and planned.head is None:
-        raise PublishError(f"{planned.repository} is not there yet, so nothing can be asked of it; push without --pr.")
     try:
         commit, ref = hub.commit(planned.repository, files, _title(planned), planned.head, pull=pull)
     except PublishError as error:
@@ -273,10 +277,17 @@ class _Push:
             self.hub.api.whoami()
 
     def _create(self, private: bool) -> str:
+        """The first commit of a new repository.
+
+        Raises:
+            PublishError: somebody else made it in the meantime, and put something there.
+        """
         with told(self.hub.name):
             self.hub.api.create_repo(self.planned.repository, private=private, exist_ok=True)
-            commit: str = self.hub.api.model_info(self.planned.repository).sha
-        return commit
+        there = self.hub.describe(Repository(self.planned.repository))
+        if there is None or set(there.files) - {".gitattributes"}:
+            raise _changed(self.planned)
+        return there.commit
 
     def _commit(self, head: str) -> Pushed:
         """One commit on `main`, whose parent must be `head`; so a try that was carried out cannot be repeated."""
@@ -284,9 +295,11 @@ class _Push:
         def send() -> Pushed:
             try:
                 return Pushed(self.planned.repository, self._send(head).oid)
-            except HubError:
+            except HubError as error:
                 if (landed := self._landed(head)) is not None:
                     return landed
+                # The client tries everything again but the commit itself.
+                error.again &= error.status is None or _of_commit(error)
                 raise
 
         return again(send)
@@ -334,6 +347,12 @@ class _Push:
                 parent_commit=head,
                 create_pr=create_pr,
             )
+
+
+def _of_commit(error: HubError) -> bool:
+    """Whether it was the request for the commit, after all uploads, that the hub answered so."""
+    response = getattr(error.__cause__, "response", None)
+    return response is not None and "/commit/" in str(response.request.url)
 
 
 @contextmanager

@@ -77,6 +77,8 @@ class Release:
             were read, and no file was seen.
         manual: why no program can fetch the files; None if one can.
         crc32c: for each stored key the CRC32C of the tensor's bytes, in the release's layout.
+        weights_sha256: of the `model.safetensors` that a port writes, on any machine; None where nobody has ported
+            the release's own file yet.
     """
 
     name: str
@@ -101,6 +103,7 @@ class Release:
     copies: tuple[Copy, ...] = ()
     accuracy: Mapping[str, Any] = field(default_factory=dict)
     manual: str | None = None
+    weights_sha256: str | None = None
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vidweights import dialects, folder, formats
-from vidweights.errors import PublishError, UsageError
+from vidweights.errors import FormatError, PublishError, UsageError
 from vidweights.families import FAMILIES
 from vidweights.files import staged_folder
 from vidweights.folder import FolderConfig, SourceRecord
@@ -107,10 +108,15 @@ class PretrainedMixin:
         return _converters.push(self.origin, repo, hub=hub, pull_request=pull_request, private=private)
 
     def _unchanged(self, files: Mapping[str, str]) -> bool:
-        if self.origin is None:
-            return False
-        config = folder.read_config(self.origin)
-        return dict(config.files) == files and config.config == self.config
+        before = self._before()
+        return before is not None and dict(before.files) == files and before.config == self.config
+
+    def _before(self) -> FolderConfig | None:
+        """The `config.json` of `origin`, if that is still there."""
+        if self.origin is not None:
+            with suppress(FormatError):
+                return folder.read_config(self.origin)
+        return None
 
     def _write_weights(self, path: Path) -> dict[str, str]:
         """Write `model.safetensors`; returns its name and SHA-256. Equal weights give equal bytes."""
@@ -131,7 +137,7 @@ class PretrainedMixin:
         """Write the `config.json` of a network of one's own, with what its origin says of its input."""
         (family,) = (family for family in FAMILIES.values() if family.configure is type(self.config))
         dialect = dialects.native(family.name)
-        before = folder.read_config(self.origin) if self.origin is not None else None
+        before = self._before()
         made = FolderConfig(
             name=name,
             family=family.name,
@@ -145,10 +151,9 @@ class PretrainedMixin:
             input=before.input if before else None,
         )
         if before is not None and self.origin is not None and before.config.num_classes == self.config.num_classes:
-            labels = self.origin / folder.LABELS
-            made = replace(made, **{key: getattr(before, key) for key in ("labels",) if hasattr(before, key)})
-            if labels.is_file():
-                shutil.copyfile(labels, path / folder.LABELS)
+            made = replace(made, labels=before.labels)
+            if before.labels:
+                shutil.copyfile(self.origin / folder.LABELS, path / folder.LABELS)
         folder.write_json(path / folder.CONFIG, made.to_json())
 
 

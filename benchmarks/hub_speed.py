@@ -1,0 +1,116 @@
+"""A push and a download of a 500 MB package on loopback, beside the bare client and one SHA-256 pass.
+
+    python benchmarks/hub_speed.py [--runs 3] [--megabytes 500] [--xet]
+
+Every figure is a whole process, and the processes take turns; the test hub runs in one of its own. Only weights are
+moved by the bare client, and each run moves all of them: the caches, and what the hub stored, are removed before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+
+from packages import package
+from processes import in_turn, show
+
+import vidweights
+from vidweights.families.i3d import I3DConfig
+
+TESTS = Path(__file__).parents[1] / "tests"
+NAME = "acme/net"
+SHA256 = """
+import hashlib
+def sha256(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+"""
+BARE_DOWNLOAD = f"""{SHA256}
+import os, sys
+from huggingface_hub import hf_hub_download
+for name in sys.argv[1:]:
+    path = hf_hub_download("{NAME}", name)
+    assert os.path.getsize(path) < 10_000_000 or sha256(path)
+"""
+BARE_PUSH = f"""{SHA256}
+import secrets, sys
+from huggingface_hub import CommitOperationAdd, HfApi
+api, repo = HfApi(), "acme/" + secrets.token_hex(8)
+folder, *names = sys.argv[1:]
+sha256(folder + "/model.safetensors")
+api.create_repo(repo)
+api.create_commit(repo, [CommitOperationAdd(name, folder + "/" + name) for name in names], commit_message="x")
+"""
+PUSH = """
+import secrets, sys, vidweights
+vidweights.push(sys.argv[1], "acme/" + secrets.token_hex(8))
+"""
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--megabytes", type=int, default=500)
+    parser.add_argument("--xet", action="store_true", help="over Xet; over LFS if not given")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="vidweights-benchmark-") as scratch, served(Path(scratch), options.xet):
+        root = Path(scratch)
+        network = I3DConfig(num_classes=7, depth_multiplier=round(64 * math.sqrt(options.megabytes / 50)) / 64)
+        folder = package(root / "net", network=network)
+        names = ["config.json", "model.safetensors", "labels.txt", "validation.json", "README.md", "kernels.png"]
+        size = sum((folder / name).stat().st_size for name in names)
+        python = [sys.executable, "-c"]
+        title = f"{size / 1e6:.0f} MB over {'Xet' if options.xet else 'LFS'}, {options.runs} runs in turn"
+        stored = [root / "hub" / "cas"] if options.xet else list_of_stored(root, folder)
+        pushes = {
+            "bare client: create_commit, one SHA-256 pass": [*python, BARE_PUSH, str(folder), *names],
+            "vidweights push": [*python, PUSH, str(folder)],
+        }
+        show(f"push of {title}", in_turn(pushes, options.runs, stored))
+        vidweights.push(folder, NAME)
+        downloads = {
+            "bare client: hf_hub_download, one SHA-256 pass": [*python, BARE_DOWNLOAD, *names],
+            "vidweights download": [*python, "import sys, vidweights; vidweights.download(sys.argv[1])", NAME],
+        }
+        show(f"download of {title}", in_turn(downloads, options.runs, [root / "hf", root / "home"]))
+
+
+def list_of_stored(root: Path, folder: Path) -> list[Path]:
+    """Where the hub stores the weights, by their hash."""
+    from vidweights.files import sha256_of
+
+    return [root / "hub" / "lfs" / sha256_of(folder / "model.safetensors")]
+
+
+@contextmanager
+def served(root: Path, xet: bool) -> Iterator[None]:
+    """A hub in a process of its own, and an environment that names it."""
+    command = [sys.executable, str(TESTS / "hub.py"), "--root", str(root / "hub"), *(["--xet"] if xet else [])]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as hub:
+        assert hub.stdout is not None
+        os.environ |= {
+            "HF_ENDPOINT": hub.stdout.readline().strip(),
+            "HF_TOKEN": "hf_alice_secret",
+            "HF_HOME": str(root / "hf"),
+            "VIDWEIGHTS_HOME": str(root / "home"),
+            "HF_HUB_DISABLE_XET": "0" if xet else "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        }
+        try:
+            yield
+        finally:
+            hub.terminate()
+
+
+if __name__ == "__main__":
+    main()
