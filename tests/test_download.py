@@ -222,7 +222,7 @@ def test_a_repository_of_something_else_is_told(hub: Hub, content: bytes | None)
 
 
 @pytest.mark.parametrize("hostile", [{"blob": "../../../escaped"}, {"sha256": "../../../escaped"}])
-def test_a_hash_that_is_a_path_is_not_followed(hub: Hub, tmp_path: Path, hostile: dict[str, str]) -> None:
+def test_a_hash_that_is_a_path_is_not_followed(hub: Hub, tmp_path: Path, hostile: dict[str, Any]) -> None:
     from dataclasses import replace
 
     name = "README.md" if "blob" in hostile else "model.safetensors"

@@ -111,9 +111,7 @@ class RemoteHub:
         return Revision(repository.name, info.sha, files)
 
     def _info(self, repository: Repository) -> Any:
-        return self.api.model_info(
-            repository.name, revision=repository.revision, files_metadata=True, timeout=TIMEOUT
-        )
+        return self.api.model_info(repository.name, revision=repository.revision, files_metadata=True, timeout=TIMEOUT)
 
     @property
     def token(self) -> str | None:
@@ -506,7 +504,7 @@ def _refused(answer: Any, hub: str) -> HubError:
 def _asked_to_wait(headers: Mapping[str, str]) -> float:
     """Seconds that a hub asks to wait, in `Retry-After`, or as huggingface.co does: `"api";r=0;t=55`."""
     found = re.fullmatch(r"\d+", headers.get("Retry-After") or "") or re.search(
-        r'\br=0;t=(\d+)', (headers.get("ratelimit") or "").replace(" ", "")
+        r"\br=0;t=(\d+)", (headers.get("ratelimit") or "").replace(" ", "")
     )
     return float(found[found.re.groups]) if found else 0.0
 

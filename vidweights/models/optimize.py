@@ -29,8 +29,8 @@ def optimize(model: Model, *, channels_last: bool = True) -> Model:
     Each batch norm is folded, in float64, into the convolution before it: wherever a module has a `Conv3d` called
     `conv` and a `BatchNorm3d` called `bn`, as the models of vidweights have. The copy is for inference only: it can
     neither be trained nor saved under the canonical names. Results differ by rounding alone (in float32 by less than
-    1e-5 of the largest logit). On a GPU it helps where TF32 is allowed, and costs time in full float32 (measured on one:
-    0.78 to 0.97, and 0.98 to 1.13, of the network as it is).
+    1e-5 of the largest logit). On a GPU it helps where TF32 is allowed, and costs time in full float32 (measured on
+    one: 0.78 to 0.97, and 0.98 to 1.13, of the network as it is).
 
     Args:
         model: in evaluation mode.
