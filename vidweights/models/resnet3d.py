@@ -40,7 +40,8 @@ class Block(nn.Module):
         shortcut = self._subsampled(x) if self.downsample is None else self.downsample(x)
         for name in self.names:
             x = self.get_submodule(name)(x)
-        return F.relu(x + shortcut, inplace=True)
+        x += shortcut
+        return F.relu(x, inplace=True)
 
     def _subsampled(self, x: Tensor) -> Tensor:
         t, h, w = self.stride
