@@ -297,8 +297,8 @@ _INPUT_NAMES = {
 
 
 def _input(config: FolderConfig) -> str:
-    if config.input is None:
-        return "Unknown: the checkpoint is not in the catalog."
+    if not config.input:
+        return "No statement by the publisher." if config.release else "Unknown: the checkpoint is not in the catalog."
     fields = shown_input(config.input)
     if fields.get("size"):
         fields.pop("short_side", None)  # frames are resized to a size of their own
@@ -322,7 +322,7 @@ def _value(name: str, value: Any) -> str:
 
 def _labels(config: FolderConfig) -> str:
     if config.labels is None:
-        return "No label order is known."
+        return "No statement by the publisher." if config.release else "No label order is known."
     return (
         f"{config.labels['count']} classes, in the order of `{LABELS}` (SHA-256 `{config.labels['sha256']}`), which "
         f"was read in {shown(config.labels['source'])}."

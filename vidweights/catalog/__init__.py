@@ -66,6 +66,7 @@ class Release:
         dialect: the naming in which the release stores its tensors.
         url: the folder that serves `files`.
         copies: other places where the same tensors are published.
+        label_source: `file` in `catalog/labels`, `source` and `sha256`; empty where no order of classes was published.
         input: the fields of `vidweights.clips.Preprocessing`, and `input_source` where they were read.
         licence: that of the weights: `id` (of SPDX), `source`, `note`, and the `copyright` line that its text needs;
             `code`, the licence of the code that they were released with, has the same fields. Empty if the publisher
@@ -107,8 +108,8 @@ class Release:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The class names, in the order of the logits."""
-        return read_labels(self.label_source["file"])
+        """The class names, in the order of the logits; none where no order was published."""
+        return read_labels(self.label_source["file"]) if self.label_source else ()
 
     @property
     def size(self) -> int | None:
@@ -141,7 +142,7 @@ def _read(name: str) -> Release:
         url=source["url"],
         files=tuple(SourceFile(**file) for file in source["files"]),
         copies=tuple(Copy(**copy) for copy in data.pop("copies", ())),
-        label_source=data.pop("labels"),
+        label_source=data.pop("labels", {}),
         crc32c={key: int(value, 16) for key, value in data.pop("crc32c", {}).items()},
         **data,
     )
