@@ -18,7 +18,7 @@ from packages import package
 import vidweights
 from vidweights import hub as hubs
 from vidweights import remote_hub
-from vidweights.errors import FormatError, IntegrityError, UnavailableError
+from vidweights.errors import FormatError, IntegrityError, OutputError, UnavailableError
 from vidweights.families.i3d import I3DConfig
 from vidweights.hub import opened
 from vidweights_converters import publish
@@ -192,6 +192,25 @@ def test_a_cached_file_that_was_damaged_is_fetched_again(hub: Hub, folder: Path)
         file.seek(-1, 2)
         file.write(b"\x7f")
     assert same(download(hub, f"{NAME}@{found.name}"), folder)
+
+
+def test_a_disk_that_is_full_is_told_and_nothing_shows(
+    hub: Hub, cache: hubs.RepositoryCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: object, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(remote_hub._Partial, "write", full)
+    with pytest.raises(OutputError, match=r"No space left.*HF_HOME"):
+        download(hub)
+    assert cache.find(None) is None
+
+
+def test_a_cache_that_cannot_be_made_is_told(hub: Hub, cache: hubs.RepositoryCache) -> None:
+    cache.root.parent.mkdir(parents=True, exist_ok=True)
+    cache.root.write_text("a file")
+    with pytest.raises(OutputError, match=str(cache.folder)):
+        download(hub)
 
 
 def test_what_a_repository_says_of_itself_must_agree(hub: Hub, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from vidweights.errors import FormatError, IntegrityError, UnavailableError, UsageError
+from vidweights.errors import FormatError, IntegrityError, OutputError, UnavailableError, UsageError
 from vidweights.files import git_blob_id_of, replace_text, sha256_of
 from vidweights.home import expanded, other_hash
 from vidweights.progress import Progress, silent
@@ -237,10 +237,16 @@ class RepositoryCache:
         for name in reversed(names):
             _link(self.blob(revision.files[name]), snapshot / name)
         if wanted != revision.commit:
-            ref = self.folder / "refs" / (wanted or MAIN)
-            ref.parent.mkdir(parents=True, exist_ok=True)
-            replace_text(ref, revision.commit)
+            with suppress(OSError, OutputError):  # a cache that cannot be written serves all the same
+                self._note(wanted or MAIN, revision.commit)
         return snapshot
+
+    def _note(self, name: str, commit: str) -> None:
+        """Remember which commit a branch or a tag was."""
+        ref = self.folder / "refs" / name
+        if not ref.is_file() or ref.read_text(encoding="utf-8").strip() != commit:
+            ref.parent.mkdir(parents=True, exist_ok=True)
+            replace_text(ref, commit)
 
     def verify(self, snapshot: Path) -> Path:
         """Check every file of a snapshot against the hash that its blob is named by.
