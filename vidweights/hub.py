@@ -27,6 +27,8 @@ ORGANISATION = "vidweights"
 MAIN = "main"
 _LARGE = 10_000_000  # bytes; above, huggingface.co takes no file into git itself
 _NAME = re.compile(r"(?:hf://)?([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
+_VARIABLES = ("VIDWEIGHTS_OFFLINE", "HF_HUB_OFFLINE", "VIDWEIGHTS_HUB", "HF_ENDPOINT", "HF_HOME")
+_SECRETS = ("HF_TOKEN", "HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
 _OFFLINE = ("VIDWEIGHTS_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
@@ -160,6 +162,17 @@ def offline() -> str | None:
         if value.upper() in {"1", "ON", "YES", "TRUE"} or (value and name == _OFFLINE[0]):
             return name
     return None
+
+
+def environment(*more: str) -> str:
+    """What the environment says of hubs, caches and proxies; of what may hold a password, only that it is set.
+
+    Args:
+        more: further variables to show.
+    """
+    named = [f"{name}={shown(os.environ[name])}" for name in (*_VARIABLES, *more) if os.environ.get(name)]
+    named += [f"{name} set" for name in _SECRETS if os.environ.get(name)]
+    return ", ".join(named) or "no proxy, no offline switch, no HF_ENDPOINT and no cache folder set"
 
 
 # --- the cache of the hub's own client ------------------------------------------------------------------------------

@@ -25,7 +25,16 @@ from typing import Any, TypeVar
 from vidweights import home
 from vidweights.errors import FormatError, IntegrityError, OutputError, UnavailableError, VidweightsError
 from vidweights.folder import CONFIG, package
-from vidweights.hub import NotHereError, RemoteFile, Repository, RepositoryCache, Revision, offline, shown
+from vidweights.hub import (
+    NotHereError,
+    RemoteFile,
+    Repository,
+    RepositoryCache,
+    Revision,
+    environment,
+    offline,
+    shown,
+)
 from vidweights.progress import Progress, silent
 from vidweights.sources import why, within
 
@@ -148,7 +157,11 @@ class RemoteHub:
     def _not_here(self, repository: Repository, reason: str) -> NotHereError:
         cache = RepositoryCache(repository.name)
         others = cache.revisions()
-        attempts = [(str(cache.folder), f"has {', '.join(others)}" if others else "not there"), (self.name, reason)]
+        attempts = [
+            (str(cache.folder), f"has {', '.join(others)}" if others else "not there"),
+            (self.name, reason),
+            ("environment", environment()),
+        ]
         advice = [
             ("on a machine that is online", f"vidweights download {repository} --to weights.tar"),
             ("and here", "vidweights download --from weights.tar    (checks every hash)"),
