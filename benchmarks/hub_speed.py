@@ -33,8 +33,11 @@ NAME = "acme/net"
 SHA256 = """
 import hashlib
 def sha256(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        while data := file.read(1 << 20):
+            digest.update(data)
+    return digest.hexdigest()
 """
 BARE_DOWNLOAD = f"""{SHA256}
 import os, sys
