@@ -18,7 +18,7 @@ from packages import package
 import vidweights
 from vidweights import hub as hubs
 from vidweights import remote_hub
-from vidweights.errors import FormatError, IntegrityError, OutputError, UnavailableError
+from vidweights.errors import FormatError, IntegrityError, OutputError, UnavailableError, UsageError
 from vidweights.families.i3d import I3DConfig
 from vidweights.hub import opened
 from vidweights_converters import publish
@@ -335,6 +335,31 @@ def test_over_xet_the_genuine_client_fetches_and_the_hash_is_checked(
         assert not any(line.startswith("GET /get/") for line in lines)
 
 
+def test_a_block_that_went_bad_in_a_xet_store_is_noticed(tmp_path: Path, folder: Path) -> None:
+    environment = {**os.environ, "HF_HUB_DISABLE_XET": "0"}
+    push = "import sys, vidweights; vidweights.push(sys.argv[1], sys.argv[2], hub=sys.argv[3])"
+    get = (
+        "import sys, vidweights\n"
+        "try:\n"
+        "    vidweights.download(sys.argv[1], hub=sys.argv[2])\n"
+        "except vidweights.VidweightsError as error:\n"
+        "    print(type(error).__name__, error)\n"
+    )
+    with running(tmp_path / "xet", xet=True) as hub:
+        command = [sys.executable, "-c", push, str(folder), NAME, hub.url]
+        subprocess.run(command, env=environment, check=True, capture_output=True)
+        block = max((hub.root / "cas").rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
+        with block.open("r+b") as file:
+            file.seek(block.stat().st_size // 2)
+            byte = file.read(1)
+            file.seek(-1, os.SEEK_CUR)
+            file.write(bytes([byte[0] ^ 1]))
+        command = [sys.executable, "-c", get, NAME, hub.url]
+        done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    assert "IntegrityError" in done.stdout
+    assert hubs.RepositoryCache(NAME).find(None) is None
+
+
 # --- without a network ------------------------------------------------------------------------------------------------
 
 
@@ -359,6 +384,14 @@ def test_offline_any_revision_that_is_here_serves_a_name_without_one(hub: Hub, m
     assert download(hub) == download(hub, f"{NAME}@{commit}") == download(hub, f"{NAME}@{commit[:8]}") == found
     with pytest.raises(hubs.NotHereError, match=f"has {commit[:8]}"):
         download(hub, f"{NAME}@v2")
+
+
+def test_a_path_that_is_wrong_is_not_taken_for_a_repository(hub: Hub) -> None:
+    with pytest.raises(UsageError, match="neither a file or folder here"):
+        download(hub, "weights/mine.pt")
+    assert not hub.requests
+    with pytest.raises(hubs.NotHereError, match="no such file or folder"):
+        download(hub, "weights/mine")
 
 
 def test_a_hub_that_is_not_there_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
