@@ -1,4 +1,4 @@
-"""A push and a download of a 500 MB package on loopback, beside the bare client and one SHA-256 pass.
+"""A push and a download of a 500 MB package on loopback, beside the bare client and one SHA-256 pass; and `load`.
 
     python benchmarks/hub_speed.py [--runs 3] [--megabytes 500] [--xet]
 
@@ -11,10 +11,12 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,8 +33,11 @@ NAME = "acme/net"
 SHA256 = """
 import hashlib
 def sha256(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        while data := file.read(1 << 20):
+            digest.update(data)
+    return digest.hexdigest()
 """
 BARE_DOWNLOAD = f"""{SHA256}
 import os, sys
@@ -83,6 +88,42 @@ def main() -> None:
             "vidweights download": [*python, "import sys, vidweights; vidweights.download(sys.argv[1])", NAME],
         }
         show(f"download of {title}", in_turn(downloads, options.runs, [root / "hf", root / "home"]))
+        loads(folder)
+
+
+def loads(folder: Path) -> None:
+    """`load` in this process, after the first verification, beside the least that loading can be."""
+    import torch
+    from safetensors.torch import load_file
+
+    from vidweights import models
+    from vidweights.folder import read_config
+
+    config = read_config(folder)
+    pinned = f"{NAME}@{vidweights.download(NAME).name}"
+
+    def least() -> None:
+        with torch.device("meta"):
+            model = models.build(config.family, config.config)
+        model.load_state_dict(load_file(folder / config.main), strict=True, assign=True)
+        model.eval()
+
+    calls: dict[str, Callable[[], object]] = {
+        "load_file, meta build, assign": least,
+        "load(folder)": lambda: vidweights.load(folder),
+        "load(org/name@commit), no question asked": lambda: vidweights.load(pinned),
+        "load(org/name), the hub is asked for main": lambda: vidweights.load(NAME),
+    }
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(16):
+        for name, call in calls.items():
+            started = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - started)
+    medians = {name: statistics.median(values[1:]) for name, values in times.items()}  # the first ones verify
+    print("\nload, 15 runs in turn")
+    for name, median in medians.items():
+        print(f"  {name:44} {median * 1e3:7.1f} ms {median / next(iter(medians.values())):7.2f}")
 
 
 def list_of_stored(root: Path, folder: Path) -> list[Path]:

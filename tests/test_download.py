@@ -18,7 +18,7 @@ from packages import package
 import vidweights
 from vidweights import hub as hubs
 from vidweights import remote_hub
-from vidweights.errors import FormatError, IntegrityError, UnavailableError
+from vidweights.errors import FormatError, IntegrityError, OutputError, UnavailableError, UsageError
 from vidweights.families.i3d import I3DConfig
 from vidweights.hub import opened
 from vidweights_converters import publish
@@ -194,6 +194,25 @@ def test_a_cached_file_that_was_damaged_is_fetched_again(hub: Hub, folder: Path)
     assert same(download(hub, f"{NAME}@{found.name}"), folder)
 
 
+def test_a_disk_that_is_full_is_told_and_nothing_shows(
+    hub: Hub, cache: hubs.RepositoryCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: object, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(remote_hub._Partial, "write", full)
+    with pytest.raises(OutputError, match=r"No space left.*HF_HOME"):
+        download(hub)
+    assert cache.find(None) is None
+
+
+def test_a_cache_that_cannot_be_made_is_told(hub: Hub, cache: hubs.RepositoryCache) -> None:
+    cache.root.parent.mkdir(parents=True, exist_ok=True)
+    cache.root.write_text("a file")
+    with pytest.raises(OutputError, match=str(cache.folder)):
+        download(hub)
+
+
 def test_what_a_repository_says_of_itself_must_agree(hub: Hub, tmp_path: Path) -> None:
     from dataclasses import replace
 
@@ -316,6 +335,31 @@ def test_over_xet_the_genuine_client_fetches_and_the_hash_is_checked(
         assert not any(line.startswith("GET /get/") for line in lines)
 
 
+def test_a_block_that_went_bad_in_a_xet_store_is_noticed(tmp_path: Path, folder: Path) -> None:
+    environment = {**os.environ, "HF_HUB_DISABLE_XET": "0"}
+    push = "import sys, vidweights; vidweights.push(sys.argv[1], sys.argv[2], hub=sys.argv[3])"
+    get = (
+        "import sys, vidweights\n"
+        "try:\n"
+        "    vidweights.download(sys.argv[1], hub=sys.argv[2])\n"
+        "except vidweights.VidweightsError as error:\n"
+        "    print(type(error).__name__, error)\n"
+    )
+    with running(tmp_path / "xet", xet=True) as hub:
+        command = [sys.executable, "-c", push, str(folder), NAME, hub.url]
+        subprocess.run(command, env=environment, check=True, capture_output=True)
+        block = max((hub.root / "cas").rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
+        with block.open("r+b") as file:
+            file.seek(block.stat().st_size // 2)
+            byte = file.read(1)
+            file.seek(-1, os.SEEK_CUR)
+            file.write(bytes([byte[0] ^ 1]))
+        command = [sys.executable, "-c", get, NAME, hub.url]
+        done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    assert "IntegrityError" in done.stdout
+    assert hubs.RepositoryCache(NAME).find(None) is None
+
+
 # --- without a network ------------------------------------------------------------------------------------------------
 
 
@@ -340,6 +384,14 @@ def test_offline_any_revision_that_is_here_serves_a_name_without_one(hub: Hub, m
     assert download(hub) == download(hub, f"{NAME}@{commit}") == download(hub, f"{NAME}@{commit[:8]}") == found
     with pytest.raises(hubs.NotHereError, match=f"has {commit[:8]}"):
         download(hub, f"{NAME}@v2")
+
+
+def test_a_path_that_is_wrong_is_not_taken_for_a_repository(hub: Hub) -> None:
+    with pytest.raises(UsageError, match="neither a file or folder here"):
+        download(hub, "weights/mine.pt")
+    assert not hub.requests
+    with pytest.raises(hubs.NotHereError, match="no such file or folder"):
+        download(hub, "weights/mine")
 
 
 def test_a_hub_that_is_not_there_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

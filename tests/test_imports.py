@@ -31,7 +31,9 @@ def loaded(code: str) -> set[str]:
         "import vidweights",
         "import vidweights; vidweights.list_weights()",
         "import vidweights.formats, vidweights.plan, vidweights.run, vidweights.identity",
+        "import vidweights.remote_hub, vidweights.folder_hub, vidweights.bundle, vidweights.pretrained",
         "import vidweights_converters.port",
+        "import vidweights_converters.publish, vidweights_cli.push, vidweights_cli.download",
         "import vidweights_converters.references.images",
         "import vidweights_cli.main, vidweights_cli.port, vidweights_cli.validate, vidweights_cli.inspect",
         "import vidweights.video, vidweights.prediction, vidweights_cli.predict",
@@ -52,6 +54,11 @@ except SystemExit:
     pass
 """
     assert not loaded(code) & (FRAMEWORKS | {"numpy", "rich", "huggingface_hub"})
+
+
+def test_the_hub_s_client_is_imported_when_a_hub_is_asked() -> None:
+    code = "import vidweights_cli.push, vidweights_cli.download, vidweights_cli.list, vidweights.remote_hub"
+    assert "huggingface_hub" not in loaded(code)
 
 
 def _imports(path: Path) -> set[str]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from vidweights.errors import FormatError, IntegrityError, UnavailableError, UsageError
+from vidweights.errors import FormatError, IntegrityError, OutputError, UnavailableError, UsageError
 from vidweights.files import git_blob_id_of, replace_text, sha256_of
 from vidweights.home import expanded, other_hash
 from vidweights.progress import Progress, silent
@@ -27,6 +27,8 @@ ORGANISATION = "vidweights"
 MAIN = "main"
 _LARGE = 10_000_000  # bytes; above, huggingface.co takes no file into git itself
 _NAME = re.compile(r"(?:hf://)?([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
+_VARIABLES = ("VIDWEIGHTS_OFFLINE", "HF_HUB_OFFLINE", "VIDWEIGHTS_HUB", "HF_ENDPOINT", "HF_HOME")
+_SECRETS = ("HF_TOKEN", "HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
 _OFFLINE = ("VIDWEIGHTS_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
@@ -162,6 +164,17 @@ def offline() -> str | None:
     return None
 
 
+def environment(*more: str) -> str:
+    """What the environment says of hubs, caches and proxies; of what may hold a password, only that it is set.
+
+    Args:
+        more: further variables to show.
+    """
+    named = [f"{name}={shown(os.environ[name])}" for name in (*_VARIABLES, *more) if os.environ.get(name)]
+    named += [f"{name} set" for name in _SECRETS if os.environ.get(name)]
+    return ", ".join(named) or "no proxy, no offline switch, no HF_ENDPOINT and no cache folder set"
+
+
 # --- the cache of the hub's own client ------------------------------------------------------------------------------
 
 
@@ -237,10 +250,16 @@ class RepositoryCache:
         for name in reversed(names):
             _link(self.blob(revision.files[name]), snapshot / name)
         if wanted != revision.commit:
-            ref = self.folder / "refs" / (wanted or MAIN)
-            ref.parent.mkdir(parents=True, exist_ok=True)
-            replace_text(ref, revision.commit)
+            with suppress(OSError, OutputError):  # a cache that cannot be written serves all the same
+                self._note(wanted or MAIN, revision.commit)
         return snapshot
+
+    def _note(self, name: str, commit: str) -> None:
+        """Remember which commit a branch or a tag was."""
+        ref = self.folder / "refs" / name
+        if not ref.is_file() or ref.read_text(encoding="utf-8").strip() != commit:
+            ref.parent.mkdir(parents=True, exist_ok=True)
+            replace_text(ref, commit)
 
     def verify(self, snapshot: Path) -> Path:
         """Check every file of a snapshot against the hash that its blob is named by.

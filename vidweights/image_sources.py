@@ -22,7 +22,7 @@ from typing import Any
 from vidweights.errors import FormatError, IntegrityError, UnavailableError
 from vidweights.files import md5_of, sha256_of, staged_folder
 from vidweights.home import expanded, source_folder
-from vidweights.hub import RepositoryCache, endpoint, offline
+from vidweights.hub import RepositoryCache, endpoint, environment, offline
 from vidweights.images import HUB_FILES, ImageWeights, PublishedFile
 from vidweights.progress import Progress, silent
 from vidweights.sources import (
@@ -283,17 +283,11 @@ def _copy_member(tar: tarfile.TarFile, member: str, target: Path) -> bool:
 
 # --- what is said when there are none -------------------------------------------------------------------------------
 
-_VARIABLES = ("VIDWEIGHTS_OFFLINE", "HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_HOME", "TORCH_HOME", "KERAS_HOME")
-# Their values may hold a password.
-_SECRETS = ("HF_TOKEN", "HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
-
 
 def _unavailable(weights: ImageWeights, attempts: list[tuple[str, str]]) -> SourceUnavailableError:
-    shown = [f"{name}={os.environ[name]}" for name in _VARIABLES if os.environ.get(name)]
-    shown += [f"{name} set" for name in _SECRETS if os.environ.get(name)]
     commands = _commands(weights)
     advice = [
-        f"Environment: {', '.join(shown) or 'no proxy, no offline switch, no HF_ENDPOINT and no cache folder set'}",
+        f"Environment: {environment('TORCH_HOME', 'KERAS_HOME')}",
         "On a machine that is online, one of",
         *(f"  {command}" for command, _ in commands),
         "and here, with the file that it leaves,",

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from vidweights.clips import ClipTransform
 
 
+# Endings of checkpoint files; `weights/mine.pt` is a path that is wrong, and no repository.
+_FILES = (".safetensors", ".pt", ".pth", ".tar", ".bin", ".ckpt", ".index", ".h5", ".hdf5", ".npz", ".pkl", ".pickle")
+
+
 class UnvalidatedWarning(UserWarning):
     """Weights were loaded of which nobody has shown that they compute what the release computes."""
 
@@ -127,8 +131,12 @@ def download(
             return folder.folder_of(path) or path
     if str(source) in images.names():
         raise _flat(str(source))
-    if (repository := hubs.Repository.parse(str(source))) is not None:
-        return hubs.opened(hub).folder(repository, progress)
+    if path.suffix not in _FILES and (repository := hubs.Repository.parse(str(source))) is not None:
+        try:
+            return hubs.opened(hub).folder(repository, progress)
+        except hubs.NotHereError as error:
+            here = (str(path.absolute()), "no such file or folder")
+            raise hubs.NotHereError(str(repository), [here, *error.attempts], list(error.advice)) from error
     raise UsageError(
         f"{str(source)!r} is neither a file or folder here, nor org/name on a hub, nor the name of a release; "
         f"the releases are: {', '.join(catalog.names())}"

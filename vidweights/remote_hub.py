@@ -23,9 +23,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vidweights import home
-from vidweights.errors import FormatError, IntegrityError, UnavailableError, VidweightsError
+from vidweights.errors import FormatError, IntegrityError, OutputError, UnavailableError, VidweightsError
 from vidweights.folder import CONFIG, package
-from vidweights.hub import NotHereError, RemoteFile, Repository, RepositoryCache, Revision, offline, shown
+from vidweights.hub import (
+    NotHereError,
+    RemoteFile,
+    Repository,
+    RepositoryCache,
+    Revision,
+    environment,
+    offline,
+    shown,
+)
 from vidweights.progress import Progress, silent
 from vidweights.sources import why, within
 
@@ -136,12 +145,23 @@ class RemoteHub:
             raise self._not_here(repository, str(error)) from error
         if revision is None:
             raise self._not_here(repository, "has no such repository, or no such revision, for this token or without")
-        return self._fetch(revision, repository, cache, progress)
+        try:
+            return self._fetch(revision, repository, cache, progress)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise OutputError(
+                f"cannot write {cache.folder}: {reason}. Nothing of {repository} shows there that is not whole. "
+                "Make room, or set HF_HOME to another place."
+            ) from error
 
     def _not_here(self, repository: Repository, reason: str) -> NotHereError:
         cache = RepositoryCache(repository.name)
         others = cache.revisions()
-        attempts = [(str(cache.folder), f"has {', '.join(others)}" if others else "not there"), (self.name, reason)]
+        attempts = [
+            (str(cache.folder), f"has {', '.join(others)}" if others else "not there"),
+            (self.name, reason),
+            ("environment", environment()),
+        ]
         advice = [
             ("on a machine that is online", f"vidweights download {repository} --to weights.tar"),
             ("and here", "vidweights download --from weights.tar    (checks every hash)"),

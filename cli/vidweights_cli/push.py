@@ -65,8 +65,8 @@ def _fields(planned: PushPlan, pushed: Pushed | None) -> dict[str, Any]:
 def _show_plan(planned: PushPlan) -> None:
     at = f"at commit {planned.head}" if planned.head else "not there yet"
     click.echo(f"{planned.folder} -> {planned.repository} on {planned.hub.name} ({at})")
-    rows = [(item.name, item.state, megabytes(item.file.size), str(item.file.sha256)) for item in planned.items]
-    table(("file", "on the hub", "size", "SHA-256"), rows)
+    rows = [(item.name, item.state, f"{item.file.size:,}", str(item.file.sha256)) for item in planned.items]
+    table(("file", "on the hub", "bytes", "SHA-256"), rows)
     for name in planned.others:
         click.echo(f"kept there: {name}")
     size = sum(item.file.size for item in planned.changes)
@@ -75,9 +75,11 @@ def _show_plan(planned: PushPlan) -> None:
 
 def _show(planned: PushPlan, pushed: Pushed) -> None:
     if pushed.already:
-        click.echo(f"{planned.repository} on {planned.hub.name} has these files already; nothing was done")
+        click.echo(f"{planned.repository} on {planned.hub.name} has these very files already; nothing was done")
     elif pushed.pull_request:
         click.echo(f"opened {pushed.pull_request}")
     else:
         click.echo(f"published {len(planned.changes)} files in {planned.repository} on {planned.hub.name}")
-    click.echo(f"every hash was read back; to pin it: vidweights.load({pushed.pinned!r})")
+    if not pushed.already:
+        click.echo("every hash was read back from there, and is right")
+    click.echo(f"to pin it: vidweights.load({pushed.pinned!r})")
