@@ -160,6 +160,10 @@ class ResNet3DConfig(ResNetConfig):
         """What the variant adds."""
         return VARIANTS[self.variant]
 
+    def to_json(self) -> dict[str, Any]:
+        """The configuration as JSON values, in the order of its fields; without those that are None."""
+        return {name: value for name, value in super().to_json().items() if value is not None}
+
     @property
     def strides(self) -> Quadruple:
         """By how much conv2_x to conv5_x divide the height and width."""
