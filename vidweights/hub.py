@@ -126,6 +126,15 @@ class NotHereError(UnavailableError):
         super().__init__("\n".join([f"cannot get the weights {wanted}", *lines]))
 
 
+def without_network(download: str) -> list[tuple[str, str]]:
+    """What to do where there is no network; `download` is what the command of that name is given elsewhere."""
+    return [
+        ("on a machine that is online", f"vidweights download {download} --to weights.tar"),
+        ("and here", "vidweights download --from weights.tar    (checks every hash)"),
+        ("behind a mirror or a proxy", "set HF_ENDPOINT=https://mirror, or HTTPS_PROXY"),
+    ]
+
+
 def opened(where: str | Path | None = None) -> Hub:
     """The hub of that address or path; by default `$VIDWEIGHTS_HUB`, `$HF_ENDPOINT`, or huggingface.co.
 

@@ -161,12 +161,14 @@ def _release_folder(name: str, hub: str | Path | None, *, build: bool, progress:
 def _not_published(record: Weights, error: hubs.NotHereError) -> hubs.NotHereError:
     """The same error, with the ways to make the weights from the release itself."""
     files = [record.release.url_of(file) for file in record.release.files]
+    facts = [] if record.release.size is None else [f"{record.release.size / 1e6:.1f} MB"]
+    facts += [f"SHA-256 {record.release.weights_sha256}"] if record.release.weights_sha256 else []
     return hubs.NotHereError(
-        record.name if record.release.size is None else f"{record.name} ({record.release.size / 1e6:.1f} MB)",
+        f"{record.name} ({', '.join(facts)})" if facts else record.name,
         [(str(home.weights_folder(record.name)), "not there"), *error.attempts],
         [
             ("to make it from the release", f"vidweights port {record.name}, or load({record.name!r}, build=True)"),
-            *error.advice,
+            *hubs.without_network(f"{record.name} --build"),
             *(("the release itself", file) for file in files),
             ("which, once fetched, is taken by", f"vidweights port {record.name} --weights FOLDER_WITH_THESE_FILES"),
         ],

@@ -34,6 +34,7 @@ from vidweights.hub import (
     environment,
     offline,
     shown,
+    without_network,
 )
 from vidweights.progress import Progress, silent
 from vidweights.sources import why, within
@@ -162,12 +163,7 @@ class RemoteHub:
             (self.name, reason),
             ("environment", environment()),
         ]
-        advice = [
-            ("on a machine that is online", f"vidweights download {repository} --to weights.tar"),
-            ("and here", "vidweights download --from weights.tar    (checks every hash)"),
-            ("behind a mirror or a proxy", "set HF_ENDPOINT=https://mirror, or HTTPS_PROXY"),
-        ]
-        return NotHereError(str(repository), attempts, advice)
+        return NotHereError(str(repository), attempts, without_network(str(repository)))
 
     def _fetch(self, revision: Revision, wanted: Repository, cache: RepositoryCache, progress: Progress) -> Path:
         """Fetch what is missing, `config.json` first, and then show all of it at once."""
