@@ -131,7 +131,7 @@ def download(
         return hubs.opened(hub).folder(repository, progress)
     raise UsageError(
         f"{str(source)!r} is neither a file or folder here, nor org/name on a hub, nor the name of a release; "
-        f"the releases are: {', '.join(catalog.names())}"
+        f"{catalog.hint(str(source))}"
     )
 
 
@@ -154,7 +154,7 @@ def _not_published(record: Weights, error: hubs.NotHereError) -> hubs.NotHereErr
     """The same error, with the ways to make the weights from the release itself."""
     files = [record.release.url_of(file) for file in record.release.files]
     return hubs.NotHereError(
-        record.name if record.release.size is None else f"{record.name} ({record.release.size / 1e6:.1f} MB)",
+        record.name if record.release.shown_size == "-" else f"{record.name} ({record.release.shown_size})",
         [(str(home.weights_folder(record.name)), "not there"), *error.attempts],
         [
             ("to make it from the release", f"vidweights port {record.name}, or load({record.name!r}, build=True)"),
