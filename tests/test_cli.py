@@ -57,6 +57,38 @@ def test_every_command_has_help_and_the_exit_codes_are_documented() -> None:
         assert f"\n    {code} " in overview
 
 
+def test_list_leaves_a_collection_or_what_begins_with_a_name(cli: Run) -> None:
+    listed = [entry["name"] for entry in json.loads(cli("list", "ig65m", "--json")[1])]
+    assert listed == [release.name for release in catalog.select("ig65m")]
+    out = cli("list", "r2plus1d_34-ig65m-k400")[1]
+    assert [line.split()[0] for line in out.splitlines() if "k400" in line] == [
+        "r2plus1d_34-ig65m-k400-8f",
+        "r2plus1d_34-ig65m-k400-32f",
+    ]
+
+
+def test_list_answers_an_unknown_name(
+    cli: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["vidweights", "list", "nothing"])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+    assert "the collections are: i3d-tf, ig65m" in capsys.readouterr().err
+
+
+def test_list_is_not_wide(cli: Run) -> None:
+    assert max(len(line.rstrip()) for line in cli("list")[1].splitlines()) <= 100
+
+
+def test_info_says_what_is_not_published(cli: Run) -> None:
+    code, out = cli("info", "r2plus1d_34-ig65m-ig65m-8f")
+    assert code == 0
+    assert "size not published, SHA-256 begins with 9bae36ae" in out
+    assert "source: not published" in out
+    assert "None" not in out
+
+
 def test_list_names_every_release(cli: Run) -> None:
     code, out = cli("list")
     assert code == 0

@@ -185,6 +185,29 @@ def test_the_released_size_comes_out() -> None:
     assert ClipTransform(RGB)(frames(2, 240, 320, 3)).shape == (3, 2, 224, 224)
 
 
+def test_flow_without_a_clamp_stays_in_pixels() -> None:
+    fields = {"channels": "flow", "short_side": 2, "crop": 2, "frames": 8, "fps": 30.0, "mean": [0.5, -0.5]}
+    preprocessing = Preprocessing.from_json(fields)
+    assert preprocessing.flow_clamp is None
+    assert Preprocessing.from_json(preprocessing.to_json()) == preprocessing
+    assert not {"flow_clamp", "value_range"} & set(preprocessing.to_json())
+    clip = ClipTransform(preprocessing)(np.full((1, 2, 2, 2), 300.0, np.float32))
+    assert clip[:, 0, 0, 0].tolist() == [299.5, 300.5]
+
+
+@pytest.mark.parametrize("clamp", [0, -1.0])
+def test_a_clamp_that_leaves_nothing_is_refused(clamp: float) -> None:
+    with pytest.raises(UsageError, match="flow_clamp above 0"):
+        Preprocessing(channels="flow", flow_clamp=clamp)
+
+
+def test_images_need_no_clamp_but_a_value_range() -> None:
+    fields = {name: value for name, value in RGB.to_json().items() if name != "flow_clamp"}
+    assert Preprocessing.from_json(fields).value_range == RGB.value_range
+    with pytest.raises(FormatError, match="value_range"):
+        Preprocessing.from_json({name: value for name, value in fields.items() if name != "value_range"})
+
+
 def test_another_value_range() -> None:
     clip = ClipTransform(Preprocessing(short_side=2, crop=2, value_range=(0, 1)))(np.full((1, 2, 2, 3), 51, np.uint8))
     torch.testing.assert_close(clip, torch.full((3, 1, 2, 2), 0.2))

@@ -73,7 +73,7 @@ def _port(source: InMemory, target: Dialect, config: Any) -> InMemory:
     return InMemory({step.target.key: array for step, array in stream(planned, source) if step.target})
 
 
-@pytest.mark.parametrize("release", catalog.releases(), ids=lambda r: r.name)
+@pytest.mark.parametrize("release", [r for r in catalog.releases() if r.crc32c], ids=lambda r: r.name)
 def test_the_names_of_a_release_are_those_in_its_published_index(release: catalog.Release) -> None:
     dialect = dialects.get(release.dialect)
     table = {row.place.key for row in dialect.table(release.config) if isinstance(row.place, Stored)}

@@ -148,6 +148,8 @@ class ClipTransform:
         low, high = self.preprocessing.value_range
         if self.preprocessing.channels == "flow":
             clamp = self.preprocessing.flow_clamp
+            if clamp is None:
+                return image
             return image.clamp(-clamp, clamp) / (2 * clamp / (high - low)) + (high + low) / 2
         if self.preprocessing.channels == "bgr":
             image = image.flip(0)

@@ -97,6 +97,7 @@ def provenance(release: Release) -> dict[str, Any]:
         "training": dict(release.training),
         "accuracy": dict(release.accuracy),
         "input_source": release.input_source,
+        **({} if release.labels else {"label_source": dict(release.label_source)}),
     }
 
 
@@ -118,7 +119,9 @@ def write_labels(folder: Path, labels: Sequence[str], source: str) -> dict[str, 
 
 def shown_input(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a preprocessing that say something of its kind of input, for a person to read."""
-    return {name: value for name, value in fields.items() if name != "flow_clamp" or fields["channels"] == "flow"}
+    unclamped = fields["channels"] == "flow" and "flow_clamp" not in fields
+    idle = "value_range" if unclamped else "flow_clamp" if fields["channels"] != "flow" else None
+    return {name: value for name, value in fields.items() if name != idle}
 
 
 def json_text(value: Any) -> str:

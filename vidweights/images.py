@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
-from vidweights.catalog import read_labels, read_toml
+from vidweights.catalog import merged, read_labels, read_toml
 from vidweights.errors import UsageError
 
 _BACKGROUND = "background"
@@ -84,14 +84,8 @@ class ImageWeights:
 @cache
 def _read() -> dict[str, ImageWeights]:
     data = read_toml("images")
-    found = [_weights(_merged(group, own), data["labels"]) for group in data["group"] for own in group["weights"]]
+    found = [_weights(merged(group, own), data["labels"]) for group in data["group"] for own in group.pop("weights")]
     return {weights.name: weights for weights in found}
-
-
-def _merged(group: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """A group's values with those of one of its weights over them, table by table."""
-    tables = {key: {**group.get(key, {}), **value} for key, value in own.items() if isinstance(value, dict)}
-    return {**{key: value for key, value in group.items() if key != "weights"}, **own, **tables}
 
 
 def _weights(values: dict[str, Any], labels: Mapping[str, str]) -> ImageWeights:

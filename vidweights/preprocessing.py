@@ -75,7 +75,8 @@ class Preprocessing:
             many pixels; the shorter side of `size` where that is given.
         crop: height and width of the centre crop.
         value_range: what the darkest and the brightest value become, or the extremes of the flow.
-        flow_clamp: displacements, in pixels of the resized frame, are cut at plus and minus this.
+        flow_clamp: displacements, in pixels of the resized frame, are cut at plus and minus this, its extremes. None:
+            they stay as they are, and `value_range` means nothing. It means nothing for images.
         frames: length of the clips that the release was trained on; it takes others too.
         fps: frames per second at which the video is sampled, or `native`: every frame that it has.
         mean: subtracted, and `std` divided by, when the values are in `value_range`: one number for each channel, in
@@ -95,7 +96,7 @@ class Preprocessing:
     short_side: int = 256
     crop: int = 224
     value_range: tuple[float, float] = (-1.0, 1.0)
-    flow_clamp: float = 20.0
+    flow_clamp: float | None = 20.0
     frames: int = 64
     fps: float | Literal["native"] = 25.0
     mean: tuple[float, ...] | None = None
@@ -113,7 +114,8 @@ class Preprocessing:
             object.__setattr__(self, "short_side", min(self.size))
         low, high = self.value_range
         counts = (self.crop, self.short_side - self.crop + 1, self.frames, self.stride, self.clips)
-        if self.channels not in CHANNELS or min(counts) < 1 or min(self.flow_clamp, high - low) <= 0:
+        clamp = 1.0 if self.flow_clamp is None else self.flow_clamp
+        if self.channels not in CHANNELS or min(counts) < 1 or min(clamp, high - low) <= 0:
             raise UsageError(
                 f"{self}: expected channels 'rgb', 'bgr' or 'flow', 1 <= crop <= short_side, frames, stride and clips "
                 ">= 1, flow_clamp above 0, and a value_range that rises"
@@ -139,11 +141,12 @@ class Preprocessing:
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values, in their order; `mean` and those after it only where they are not the default.
 
-        With `size` there is no `short_side`.
+        With `size` there is no `short_side`, and without `flow_clamp` flow has no `value_range`.
         """
         values = asdict(self)
         left_out = {name for name in _OPTIONAL if values[name] == _OPTIONAL[name]}
         left_out |= {"short_side"} if self.size is not None else set()
+        left_out |= {"value_range"} if self.channels == "flow" and self.flow_clamp is None else set()
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in values.items()
@@ -159,11 +162,13 @@ class Preprocessing:
         """
         names = {field.name for field in fields(cls)}
         replaced = {"short_side"} if "size" in values else set()
+        replaced |= {"value_range"} if values.get("channels") == "flow" and "flow_clamp" not in values else set()
         missing, unknown = sorted(names - set(values) - set(_OPTIONAL) - replaced), sorted(set(values) - names)
         if missing or unknown:
             raise FormatError(f"preprocessing: missing {missing}, unknown {unknown}; expected {sorted(names)}")
         try:
-            read = cls(**{name: _READERS.get(name, str)(value) for name, value in values.items()})
+            found = {name: _READERS.get(name, str)(value) for name, value in values.items()}
+            read = cls(**{"flow_clamp": None, **found})
             if values.get("short_side", read.short_side) != read.short_side:
                 raise ValueError(f"short_side is not that of size {read.size}")
         except (TypeError, ValueError, UsageError) as error:
@@ -176,7 +181,7 @@ _OPTIONAL: dict[str, Any] = {
     field.name: field.default
     for field in fields(Preprocessing)
     if field.name in ("mean", "std", "size", "resizer", "stride", "spread", "clips", "scores", "short_videos")
-}
+} | {"flow_clamp": None}
 
 
 def _pair(value: Any) -> tuple[float, float]:

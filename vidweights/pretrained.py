@@ -139,7 +139,7 @@ def download(
             raise hubs.NotHereError(str(repository), [here, *error.attempts], list(error.advice)) from error
     raise UsageError(
         f"{str(source)!r} is neither a file or folder here, nor org/name on a hub, nor the name of a release; "
-        f"the releases are: {', '.join(catalog.names())}"
+        f"{catalog.hint(str(source))}"
     )
 
 

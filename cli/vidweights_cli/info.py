@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from vidweights import dialects, home, images, pretrained
+from vidweights.catalog import SourceFile
 from vidweights.errors import UnavailableError
 from vidweights.families import FAMILIES
 from vidweights.families.cost import cost
@@ -170,25 +171,41 @@ def _release(record: pretrained.Weights) -> dict[str, Any]:
         },
         "files": {
             "url": release.url,
-            **{
-                file.name: f"{file.size:,} bytes, "
-                + (f"SHA-256 {file.sha256}" if file.sha256 else f"git blob {file.git_blob}")
-                for file in release.files
-            },
+            **{file.name: _known(file) for file in release.files},
+            **({"by hand": release.manual} if release.manual else {}),
         },
         "also in": {f"package {c.package} {c.version}": f"{c.file}, SHA-256 {c.sha256}" for c in release.copies},
         "input": {**shown_input(release.input), "source": release.input_source},
-        "labels": {"count": len(labels), "first": ", ".join(labels[:3]), **release.label_source},
+        "labels": {
+            **({"count": len(labels), "first": ", ".join(labels[:3])} if labels else {}),
+            **release.label_source,
+        },
         "trained on": release.training["data"],
         "published accuracy": dict(release.accuracy) or "none",
         "licence": dict(release.licence),
-        "facts": dict(FAMILIES[release.family].facts),
+        "facts": dialects.get(release.dialect).all_facts,
+        "verified": release.verified + (f": {release.verified_by}" if release.verified_by else ""),
         "here": {"state": record.state, "folder": str(record.folder or home.weights_folder(release.name))},
     }
 
 
+def _known(file: SourceFile) -> str:
+    """What was published of a file's bytes, and its place if that is not its release's."""
+    size = f"{file.size:,} bytes" if file.size is not None else f"{file.mib} MiB" if file.mib else "size not published"
+    hashes = (
+        file.sha256 and f"SHA-256 {file.sha256}",
+        file.sha256_begins and f"SHA-256 begins with {file.sha256_begins}",
+        file.git_blob and not file.sha256 and f"git blob {file.git_blob}",
+    )
+    return ", ".join(
+        [size, next((one for one in hashes if one), "no hash published"), *([file.url] if file.url else [])]
+    )
+
+
 def _show(facts: dict[str, Any], indent: str = "") -> None:
     for name, value in facts.items():
+        if value is None:  # a field of the network that is as its variant has it
+            continue
         label = name if "." in name else name.replace("_", " ")  # a file keeps its name
         if isinstance(value, dict):
             if value:

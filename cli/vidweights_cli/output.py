@@ -59,13 +59,20 @@ def printable(text: str) -> str:
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows under their headings; a row of one cell stands above those that follow it."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table(*headings, box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for row in rows:
-        grid.add_row(*(Text(printable(cell)) for cell in row))  # Text: a bracket in a name is no markup
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    for heading in headings:
+        grid.add_column(heading, overflow="fold")  # a name is folded in a narrow terminal, and never cut
+    for number, row in enumerate(rows):
+        title = len(row) == 1 < len(headings)
+        if title and number:
+            grid.add_row()
+        cells = (Text(printable(cell)) for cell in row)  # Text: a bracket in a name is no markup
+        grid.add_row(*cells, style="bold" if title else "")
     console().print(grid)
 
 

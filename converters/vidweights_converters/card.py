@@ -87,8 +87,13 @@ def render(config: FolderConfig, validation: Mapping[str, Any] | None) -> str:
 def of_release(release: Release) -> str:
     """The card of a catalogued release that nobody has packed here."""
     command = f"vidweights port {release.name} --weights FILE"
-    status = f"{_UNSEEN[release.verified]} `{command}` ports and proves the one that you have."
-    return _render(planned(release), status, f"not packed here; `{command}` makes them", "Nothing yet.")
+    unseen = _UNSEEN[release.verified]
+    if release.verified_by:
+        unseen += f" What stands behind this: {shown(release.verified_by)}."
+    status = f"{unseen} `{command}` ports and proves the one that you have."
+    files = ", ".join(f"[{file.name}]({release.url_of(file)})" for file in release.files)
+    files += f" ({release.manual})" if release.manual else ""
+    return _render(planned(release), status, f"not packed here; `{command}` makes them of {files}", "Nothing yet.")
 
 
 def planned(release: Release) -> FolderConfig:
@@ -170,8 +175,10 @@ def _example(config: FolderConfig) -> str:
     load = f'model = vidweights.load("{where}")  # or the path of the folder'
     run = "with torch.no_grad():"
     known = config.release and config.input and not config.inflation
-    if known and config.labels and _native(config):
-        return "\n".join([*head, load, f'weights = vidweights.weights("{config.name}")', *_frames(config), run, *_TOP])
+    if known and _native(config):
+        weights = f'weights = vidweights.weights("{config.name}")'
+        top = _TOP if config.labels else [line.replace("weights.labels[index]", "index") for line in _TOP]
+        return "\n".join([*head, load, weights, *_frames(config), run, *top])
     channels = getattr(config.config, "in_channels", 3)
     clip = f"clip = torch.rand(1, {channels}, 16, 224, 224)  # (N, C, T, H, W), in place of yours"
     return "\n".join([*head[1:], load, clip, run, "    outputs = model(clip)", "print(outputs.shape)"])
@@ -224,7 +231,7 @@ def _alone(config: FolderConfig) -> str:
 
 
 def _network(config: FolderConfig) -> str:
-    values = ", ".join(f"{key}={value}" for key, value in config.config.to_json().items())
+    values = ", ".join(f"{key}={value}" for key, value in config.config.to_json().items() if value is not None)
     return f"`{config.family}`: `{values}`"
 
 
@@ -273,15 +280,24 @@ def _stated(config: FolderConfig, licence: Mapping[str, Any] | None) -> str:
     return f"{'no statement by the publisher' if config.release else 'unknown: ask whoever trained it'} | -"
 
 
+_RATES = {
+    "top1": "top-1",
+    "top5": "top-5",
+    "clip_top1": "top-1 of single clips",
+    "mean_of_top1_and_top5": "mean of top-1 and top-5",
+}
+
+
 def _accuracy(config: FolderConfig, accuracy: Mapping[str, Any]) -> str:
     if not accuracy or _random(config):
         return "None published."
     of = ", of the 2D network" if config.inflation is not None else ""
-    rates = ", ".join(f"top-{n} {accuracy[f'top{n}']} %" for n in (1, 5) if f"top{n}" in accuracy)
+    rates = ", ".join(f"{name} {accuracy[key]} %" for key, name in _RATES.items() if key in accuracy)
+    how = f" ({accuracy['protocol']})" if "protocol" in accuracy else ""
     return (
-        f"Published by {shown(accuracy['published_by'])}: {rates} on {accuracy['dataset']}{of}. It was not measured "
-        "again here: what vidweights shows is that the weights compute what their source computes, not how often that "
-        "is right."
+        f"Published by {shown(accuracy['published_by'])}: {rates} on {accuracy['dataset']}{of}{how}. It was not "
+        "measured again here: what vidweights shows is that the weights compute what their source computes, not how "
+        "often that is right."
     )
 
 
@@ -317,11 +333,14 @@ def _value(name: str, value: Any) -> str:
     if name == "value_range":
         return " to ".join(f"{one:g}" for one in value)
     values = value if isinstance(value, list | tuple) else [value]
-    return ", ".join(f"{one:g}" if isinstance(one, float) else str(one) for one in values)
+    return ", ".join(f"{one:.9g}" if isinstance(one, float) else str(one) for one in values)
 
 
 def _labels(config: FolderConfig) -> str:
     if config.labels is None:
+        told = (config.release or {}).get("label_source")
+        if told:
+            return f"The order of the classes: {shown(told['source'])}; {shown(told['note'])}."
         return "No statement by the publisher." if config.release else "No label order is known."
     return (
         f"{config.labels['count']} classes, in the order of `{LABELS}` (SHA-256 `{config.labels['sha256']}`), which "

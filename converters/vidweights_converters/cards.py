@@ -71,7 +71,7 @@ def record(made: Path, cards: Path) -> None:
     """
     config = read_config(made)
     if config.name not in catalog.names() or config.inflation is not None:
-        raise UsageError(f"{made} is not the folder of a release; expected one of {', '.join(catalog.names())}.")
+        raise UsageError(f"{made} is not the folder of a release; {catalog.hint(config.name)}.")
     if validation_state(made, config) != "passed":
         raise UsageError(f"{made} has not passed its validation; run: vidweights validate {made}")
     (cards / config.name).mkdir(exist_ok=True)

@@ -39,7 +39,7 @@ def _fields(config: FolderConfig, title: str) -> dict[str, Any]:
     if made is not None and "/" in str(made.get("source")) and not drawn:
         fields["base_model"] = made["source"]
     accuracy = release.get("accuracy") or {}
-    if accuracy and made is None:  # that of a 2D network is not that of the 3D network made of it
+    if "top1" in accuracy and made is None:  # that of a 2D network is not that of the 3D network made of it
         fields["model-index"] = [{"name": title, "results": [_result(accuracy)]}]
     return fields
 
