@@ -222,10 +222,13 @@ def _alone(config: FolderConfig) -> str:
     if config.release and not config.inflation and (config.input or {}).get("channels") in ("rgb", "bgr"):
         lines.append(f"Of a video file: `vidweights predict {config.name} video.mp4`.")
     if config.format == "safetensors":
+        plain = "`config.json` is plain JSON"
+        if config.labels:
+            plain = "`config.json` and `labels.txt` are plain JSON and plain text"
         names = "the network's modules" if _native(config) else f"`{config.dialect}`"
         lines.append(
             "It needs no vidweights to be read: `safetensors.torch.load_file` gives the tensors of `model.safetensors` "
-            f"under the names of {names}, and `config.json` and `labels.txt` are plain JSON and plain text."
+            f"under the names of {names}, and {plain}."
         )
     return "\n\n".join(lines)
 
