@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import pytest
 import torch
 from networks import config_for, stored, write
 
-from vidweights import dialects, models
-from vidweights.dialects.base import Dialect
-from vidweights.errors import FormatError, PlanError, UsageError, VidweightsError
+from vidweights import catalog, dialects, models
+from vidweights.dialects.base import Dialect, Stored
+from vidweights.errors import FormatError, IntegrityError, PlanError, UsageError, VidweightsError
+from vidweights.files import sha256_of
 from vidweights.layout import Array
 from vidweights_converters import port as porting
 from vidweights_converters import validate as validating
@@ -252,3 +254,73 @@ def test_the_folder_of_a_port_is_loaded_with_what_no_tensor_tells(tmp_path: Path
     outcome = ported("r3d", written(tmp_path / "source", dialect, narrow(dialect)), tmp_path / "out", validate=False)
     config = json.loads((outcome.request.folder / "config.json").read_text())["config"]
     assert (config["stem_frames"], config["pool_time"], config["time_padding"]) == (7, True, "zero")
+
+
+def full(name: str, **values: Any) -> tuple[Dialect, Any]:
+    """The dialect of a release, and its configuration with other values."""
+    release = catalog.get(name)
+    return dialects.get(release.dialect), replace(release.config, **values)
+
+
+def zeros(dialect: Dialect, config: Any) -> dict[str, Array]:
+    rows = ((row.place, row.stored_shape) for row in dialect.table(config))
+    return {place.key: np.zeros(shape, np.float32) for place, shape in rows if isinstance(place, Stored)}
+
+
+def as_released(name: str, path: Path, **values: Any) -> Path:
+    """A file with the tensors of a release, all zero, as Python 2 would have written it."""
+    dialect, config = full(name, **values)
+    return python_2(path, {"blobs": {k.removeprefix("blobs."): array for k, array in zeros(dialect, config).items()}})
+
+
+def test_r2d_of_16_frames_is_not_taken_for_that_of_8(tmp_path: Path) -> None:
+    file = as_released("r2d_18-vmz-k400-16f", tmp_path / "r2d_d18_l16.pkl")
+    with pytest.raises(PlanError, match="stem_frames: found 16, expected 8"):
+        ported("r2d_18-vmz-k400-8f", file, tmp_path / "out", validate=False)
+    assert ported("r2d_18-vmz-k400-16f", file, tmp_path / "out", validate=False).error is None
+
+
+def test_a_head_of_487_classes_is_not_given_the_labels_of_kinetics(tmp_path: Path) -> None:
+    file = as_released("r2plus1d_18-vmz-k400-8f", tmp_path / "file.pkl", num_classes=487)
+    with pytest.raises(PlanError, match="num_classes: found 487, expected 400"):
+        ported("r2plus1d_18-vmz-k400-8f", file, tmp_path / "out", validate=False)
+
+
+def test_a_release_of_which_no_hash_was_published_is_ported_and_the_folder_says_so(tmp_path: Path) -> None:
+    """The input and the licence are those of the catalog; nothing could tell another file of this shape."""
+    name = "r2plus1d_18-vmz-k400-8f"
+    file = as_released(name, tmp_path / "file.pkl")
+    (request,) = porting.requests(name, weights=file, out=tmp_path / "out")
+    with porting.opened(request) as (source, _, _):
+        assert source.identity == "nothing was published that the file could be held to"
+    outcome = ported(name, file, tmp_path / "out", validate=False)
+    config = json.loads((outcome.request.folder / "config.json").read_text())
+    assert config["input"]["size"] == [128, 171]
+    assert config["release"]["licence"]["id"] == "Apache-2.0"
+    # The order of its classes was not published.
+    assert config["labels"] is None
+    assert not (outcome.request.folder / "labels.txt").exists()
+
+
+def test_a_file_with_the_published_hash_is_the_release_and_another_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "r2plus1d_18-torchvision-k400"
+    dialect, config = full(name)
+    file = write(tmp_path / "source", "torch", zeros(dialect, config))
+    (own,) = porting.requests("r2plus1d_18", weights=file, out=tmp_path / "out")
+    assert (own.release, own.name) == (None, "model")
+    with pytest.raises(IntegrityError, match=r"one that begins with 91a641e6.*checkpoint of your own"):
+        ported(name, file, tmp_path / "out", validate=False)
+    (published,) = catalog.get(name).files
+    known = replace(published, sha256_begins=sha256_of(file)[:8], size=file.stat().st_size)
+    monkeypatch.setattr(catalog, "releases", lambda: (replace(catalog.get(name), files=(known,)),))
+    (request,) = porting.requests("r2plus1d", weights=file, out=tmp_path / "out")
+    assert request.name == name
+
+
+@pytest.mark.parametrize("name", ["r2plus1d", "r2plus1d_34", "mc3_18", "r3d_18"])
+def test_networks_stand_for_all_their_releases(name: str) -> None:
+    found = [request.name for request in porting.requests(name)]
+    assert found
+    assert all(one.startswith((f"{name}-", f"{name}_")) for one in found)

@@ -171,7 +171,8 @@ def declared(found: Recognition, config: Any, name: str) -> Recognition:
     if type(config) is type(found.config) and tensors(config) == tensors(found.config):
         return replace(found, config=config)
     have, want = found.config.to_json(), config.to_json()
-    differing = [f"{key}: found {have.get(key)}, expected {want[key]}" for key in want if have.get(key) != want[key]]
+    values = {key: (have.get(key), want.get(key)) for key in {**have, **want}}
+    differing = [f"{key}: found {a}, expected {b}" for key, (a, b) in values.items() if a != b]
     raise PlanError(
         f"{name} is not the network that was declared",
         {"differing": differing},

@@ -94,8 +94,8 @@ class ResNet3DConfig(ResNetConfig):
             for each `block` from its input and its width (torchvision); or the `width` of the block (pytorchvideo).
         stem_planes: the middle planes of a factorised stem; None for the paper's formula (83 for 3 to 64 channels; the
             releases have 45).
-        stem_frames: the length of the stem's kernel in time; None for that of the variant. R2D's is the length of its
-            clips. Of one frame, a stem is not factorised (pytorchvideo).
+        stem_frames: the length of the stem's kernel in time; None for that of the variant. R2D always has a number, the
+            length of its clips. Of one frame, a stem is not factorised (pytorchvideo).
         pool_time: whether the pool behind the stem is 3 long and of stride 2 in time; None for the variant's.
         time_first: whether the temporal half of a factorised kernel stands first (pytorchvideo).
         shortcut: where a block changes its size, a 1x1x1 `projection` with batch norm; the same, `factorised` like its
@@ -152,6 +152,8 @@ class ResNet3DConfig(ResNetConfig):
             idle = {"planes": "conv", "stem_planes": None, "time_first": False, "middle_epsilon": None}
         elif self.stem_frames == 1:
             idle = {"stem_planes": None}
+        if self.time.folded and self.stem_frames is None:
+            idle["stem_frames"] = self.time.stem[0]
         for name, value in idle.items():
             object.__setattr__(self, name, value)
 
@@ -172,7 +174,7 @@ class ResNet3DConfig(ResNetConfig):
     @property
     def frames(self) -> int | None:
         """The number of frames that a clip must have; None where any is taken that the strides leave a frame of."""
-        return (self.stem_frames or self.time.stem[0]) if self.time.folded else None
+        return self.stem_frames if self.time.folded else None
 
 
 def _are_counts(value: object, length: int) -> bool:
@@ -197,7 +199,7 @@ def paper(variant: str, depth: int, frames: int, num_classes: int = 400) -> ResN
         time_padding="zero",
         stem_pool=False,
         batch_norm_epsilon=1e-3,
-        stem_frames=frames if folded and frames != VARIANTS[variant].stem[0] else None,
+        stem_frames=frames if folded else None,
     )
 
 
