@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from io import StringIO
@@ -69,6 +70,8 @@ RUNS = (
     Run("412 from the commit", "push", (Fault("status", COMMIT, status=412),), "nothing"),
     Run("killed in an upload", "kill push", (Fault("slow", PUT, 2, seconds=0.3),), "nothing"),
     Run("another commit in between", "stale push", (), "nothing"),
+    Run("another push at the same time", "two pushes", (Fault("slow", PUT, 4, seconds=0.05),)),
+    Run("answer to a pull request lost", "pull request", (Fault("lost", COMMIT),), "nothing"),
     Run("503 twice from the hub", "download", (Fault("status", "/api/models", 2),)),
     Run("reset before config.json", "download", (Fault("reset", "/resolve/.*config.json"),)),
     Run(
@@ -93,13 +96,15 @@ def main() -> None:
     remote_hub.PAUSES = (0.05, 0.1, 0.1, 0.1)
     injected, bad = 0, 0
     with tempfile.TemporaryDirectory(prefix="vidweights-faults-") as scratch:
-        folder = package(Path(scratch) / "net", network=I3DConfig(num_classes=7, depth_multiplier=1 / 4))
+        network = I3DConfig(num_classes=7, depth_multiplier=1 / 4)
+        folder = package(Path(scratch) / "net", network=network)
+        package(other(folder), seed=1, network=network)
         print(f"{'job':18} {'fault':36} {'times':>5} {'seconds':>8}  {'visible':8} said")
         for index, run in enumerate(RUNS):
             started = time.perf_counter()
             with place(Path(scratch) / str(index)) as hub:
                 visible, said = carry_out(run, hub, folder)
-                count = len(hub.injected) + run.job.startswith(("kill", "stale"))
+                count = len(hub.injected) + run.job.startswith(("kill", "stale", "two"))
             injected += count
             bad += visible != run.expected
             mark = "" if visible == run.expected else f"   EXPECTED {run.expected}"
@@ -124,7 +129,7 @@ def place(root: Path) -> Iterator[Hub]:
 
 def carry_out(run: Run, hub: Hub, folder: Path) -> tuple[str, str]:
     """Do the job of a row under its faults; what is visible then, and the first line that was said."""
-    if "push" in run.job:
+    if "push" in run.job or run.job == "pull request":
         opened(hub.url).api.create_repo(NAME)  # type: ignore[attr-defined]
         look = on_the_hub
     else:
@@ -152,6 +157,36 @@ def stale_push(hub: Hub, folder: Path) -> None:
     repository = hub.repositories[NAME]
     hub.commit(repository, "main", hub.head(NAME).files, "somebody else's")
     publish.push(planned)
+
+
+def two_pushes(hub: Hub, folder: Path) -> None:
+    """Publish it, and another under the same name, planned against the same commit; one of them is told."""
+    planned = [publish.plan(path, NAME, opened(hub.url)) for path in (folder, other(folder))]
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = list(pool.map(outcome, planned))
+    errors = [error for error in outcomes if error is not None]
+    if len(errors) != 1:
+        raise SystemExit(f"of two pushes at once {len(errors)} were refused")
+    raise errors[0]
+
+
+def outcome(planned: publish.PushPlan) -> VidweightsError | None:
+    """The error of a push, if there was one."""
+    try:
+        publish.push(planned)
+    except VidweightsError as error:
+        return error
+    return None
+
+
+def other(folder: Path) -> Path:
+    """Another package of the same name."""
+    return folder.parent / "other" / folder.name
+
+
+def pull_request(hub: Hub, folder: Path) -> None:
+    """Open a pull request."""
+    publish.push(publish.plan(folder, NAME, opened(hub.url)), pull_request=True)
 
 
 def download(hub: Hub, folder: Path) -> None:
@@ -193,6 +228,8 @@ def kill_and_download(hub: Hub, folder: Path) -> None:
 JOBS: dict[str, Callable[[Hub, Path], None]] = {
     "push": push,
     "stale push": stale_push,
+    "two pushes": two_pushes,
+    "pull request": pull_request,
     "kill push": lambda hub, folder: killed("push", hub, folder),
     "download": download,
     "kill download": lambda hub, folder: killed("download", hub, folder),
@@ -206,9 +243,10 @@ def on_the_hub(hub: Hub, folder: Path) -> str:
     for path in (hub.root / "lfs").iterdir():
         if not path.name.startswith(".") and sha256_of(path) != path.name:
             return "HALF"
-    names = {item.name for item in publish.plan(folder, NAME, opened(hub.url)).items if item.state == "same"}
     there = set(hub.head(NAME).files) - {".gitattributes"}
-    return "nothing" if not there else "whole" if len(names) == len(there) == 6 else "HALF"
+    planned = [publish.plan(path, NAME, opened(hub.url)) for path in (folder, other(folder))]
+    whole = any(not plan.changes for plan in planned) and len(there) == 6
+    return "nothing" if not there else "whole" if whole else "HALF"
 
 
 def in_the_cache(hub: Hub, folder: Path) -> str:
