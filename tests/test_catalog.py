@@ -183,11 +183,12 @@ def test_the_readme_has_every_collection_and_the_number_of_its_releases() -> Non
 
 # --- the genuine code ------------------------------------------------------------------------------------------------
 
+# {(dialect, variant, depth, channels, the length that its clips must have): the record}
 RECORDED: dict[tuple[str, str, int, int, int | None], str] = {
     ("vmz", "r2plus1d", 34, 3, None): "vmz-r2plus1d_34",
     ("vmz", "r2plus1d", 152, 3, None): "vmz-r2plus1d_152",
     **{("vmz-caffe2", f"{x}mc{n}", 18, 3, None): f"vmz-caffe2-{x}mc{n}_18" for x in ("", "r") for n in (2, 3, 4, 5)},
-    ("vmz-caffe2", "r2d", 18, 3, None): "vmz-caffe2-r2d_18_l8",
+    ("vmz-caffe2", "r2d", 18, 3, 8): "vmz-caffe2-r2d_18_l8",
     ("vmz-caffe2", "r2d", 18, 3, 16): "vmz-caffe2-r2d_18_l16",
     ("vmz-caffe2", "f-r2d", 18, 3, None): "vmz-caffe2-r2df_18",
     ("vmz-caffe2", "r3d", 18, 3, None): "vmz-caffe2-r3d_18",
@@ -197,9 +198,9 @@ RECORDED: dict[tuple[str, str, int, int, int | None], str] = {
     ("mmaction2-r2plus1d", "r2plus1d", 34, 3, None): "mmaction2-r2plus1d_r34",
     ("mmaction2-slowonly", "slowonly", 50, 3, None): "mmaction2-slowonly_r50",
     ("mmaction2-i3d", "i3d-resnet-mm", 50, 3, None): "mmaction2-i3d_r50",
-    ("kenshohara", "r3d", 18, 3, 7): "kenshohara-resnet18",
-    ("kenshohara", "r3d", 50, 3, 7): "kenshohara-resnet50",
-    ("kenshohara", "r3d", 200, 3, 7): "kenshohara-resnet200",
+    ("kenshohara", "r3d", 18, 3, None): "kenshohara-resnet18",
+    ("kenshohara", "r3d", 50, 3, None): "kenshohara-resnet50",
+    ("kenshohara", "r3d", 200, 3, None): "kenshohara-resnet200",
 }  # fmt: skip
 ZEROS = {18: "kenshohara-cvpr2018-resnet18-a", 34: "kenshohara-cvpr2018-resnet34-a"}
 
@@ -209,7 +210,7 @@ def recorded(release: Release) -> str | None:
     config = release.config
     if config.shortcut == "zeros":
         return ZEROS[config.depth]
-    return RECORDED.get((release.dialect, config.variant, config.depth, config.in_channels, config.stem_frames))
+    return RECORDED.get((release.dialect, config.variant, config.depth, config.in_channels, config.frames))
 
 
 @pytest.mark.parametrize("release", [r for r in RESNETS if recorded(r)], ids=lambda r: r.name)
