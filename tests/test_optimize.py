@@ -145,6 +145,38 @@ def test_a_kernel_on_frames_gives_what_it_gives_on_clips(
 
 
 @given(
+    height=st.integers(2, 4),
+    padding=RULES,
+    frames=st.integers(6, 9),
+    batch=st.integers(1, 2),
+    last=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_two_outputs_at_a_time_are_what_a_kernel_gives_on_clips(
+    height: int, padding: Padding, frames: int, batch: int, last: bool
+) -> None:
+    made = conv((3, height, 3), (1, 1, 1), padding)
+    x = torch.randn(batch, 3, frames, 5, 6, dtype=torch.float64)
+    x = x.contiguous(memory_format=torch.channels_last_3d) if last else x
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        expected = made(x)
+        patch.setattr("vidweights.models.optimize._PAIR_CHANNELS", 3)
+        paired = _FrameConv(made)
+        assert paired.mixed is not None
+        assert not hasattr(made, "weight") or made.weight is None
+        torch.testing.assert_close(paired(x), expected, rtol=0, atol=1e-12)
+
+
+def test_what_a_clip_does_to_the_logits_of_an_optimized_network_can_be_differentiated() -> None:
+    model = resnet(variant="r3d", width=64, depth=10)
+    clip = torch.randn(1, 3, 8, 24, 24).requires_grad_()
+    expected, found = (
+        torch.autograd.grad(network(clip).square().sum(), clip)[0] for network in (model, optimize(model))
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
+
+
+@given(
     length=st.integers(2, 7),
     stride=st.integers(1, 3),
     padding=RULES,
