@@ -348,6 +348,18 @@ def test_the_command_says_first_what_it_does_by_default(source: Path, tmp_path: 
     ]
 
 
+def test_an_edited_card_is_kept_and_the_command_says_so(source: Path, tmp_path: Path) -> None:
+    arguments = ["inflate", "resnet", "--weights", str(source), "--out", str(tmp_path / "out"), "--no-validate"]
+    CliRunner().invoke(group, arguments, catch_exceptions=False)
+    (card,) = (tmp_path / "out").glob("*/README.md")
+    card.write_text(
+        card.read_text(encoding="utf-8").replace("## Use", "## My notes\n\nmine\n\n## Use"), encoding="utf-8"
+    )
+    again = CliRunner().invoke(group, [*arguments, "--overwrite"], catch_exceptions=False)
+    assert "edited by hand and is kept" in again.output
+    assert "## My notes" in card.read_text(encoding="utf-8")
+
+
 def test_the_3d_kernel_is_not_larger_than_the_source_by_the_time_steps() -> None:
     """The mistake of gluoncv 0.10.5, which repeats without dividing: steps that sum to N times the kernel."""
     source = InMemory(resnet())

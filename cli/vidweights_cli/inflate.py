@@ -215,6 +215,8 @@ def _show(outcome: Outcome) -> None:
     if wanted.random_init is not None:
         state += ", NOT PRETRAINED"
     _lines([("network", wanted.name), ("result", state), ("from", outcome.origin), ("folder", str(wanted.folder))])
+    for note in outcome.notes:
+        click.echo(note)
     if prefix := outcome.plan.source.prefix:
         click.echo(f"the source's keys are wrapped in {prefix!r}, which was taken off")
     found = outcome.plan.source.dialect
