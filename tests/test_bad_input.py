@@ -28,7 +28,6 @@ from vidweights import dialects
 from vidweights.errors import FormatError, PlanError
 from vidweights.families.i3d import I3DConfig
 from vidweights.layout import Array
-from vidweights_cli.main import main
 
 DATA = "model.ckpt.data-00000-of-00001"
 KERNEL = "RGB/inception_i3d/Mixed_3b/Branch_1/Conv3d_0b_3x3/conv_3d/w"
@@ -37,18 +36,9 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs `vidweights ARGUMENTS` and returns (exit code, stdout, stderr)."""
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vidweights_command: Run) -> Run:
     monkeypatch.setenv("VIDWEIGHTS_HOME", str(tmp_path / "home"))
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["vidweights", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        captured = capsys.readouterr()
-        return int(left.value.code or 0), captured.out, captured.err
-
-    return run
+    return vidweights_command
 
 
 def deepmind(config: I3DConfig = NARROW, dialect: str = "deepmind-rgb") -> dict[str, Array]:

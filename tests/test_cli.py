@@ -24,18 +24,17 @@ Run = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def cli(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vidweights_command: Callable[..., tuple[int, str, str]]
+) -> Run:
     """Runs `vidweights ARGUMENTS` and returns (exit code, stdout); stderr must stay empty."""
     monkeypatch.setenv("VIDWEIGHTS_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("VIDWEIGHTS_OFFLINE", "1")
 
     def run(*arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["vidweights", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        captured = capsys.readouterr()
-        assert captured.err == ""
-        return int(left.value.code or 0), captured.out
+        code, out, err = vidweights_command(*arguments)
+        assert err == ""
+        return code, out
 
     return run
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,24 +12,14 @@ from packages import package
 
 from vidweights import home
 from vidweights.files import sha256_of
-from vidweights_cli.main import main
 
 pytestmark = pytest.mark.usefixtures("alice")
 Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs `vidweights ARGUMENTS`, and returns exit code, stdout and stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["vidweights", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        captured = capsys.readouterr()
-        return int(left.value.code or 0), captured.out, captured.err
-
-    return run
+def cli(vidweights_command: Run) -> Run:
+    return vidweights_command
 
 
 @pytest.fixture

@@ -25,7 +25,6 @@ from vidweights.clips import ClipTransform, Preprocessing
 from vidweights.errors import FormatError, InputError, UsageError
 from vidweights.folder import read_config
 from vidweights.prediction import ShortVideoWarning, Stream, combine, judge
-from vidweights_cli.main import main
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("av")
@@ -225,19 +224,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def cli(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs `vidweights ARGUMENTS`; returns (exit code, stdout, stderr)."""
+def cli(home: Path, monkeypatch: pytest.MonkeyPatch, vidweights_command: Run) -> Run:
     monkeypatch.setenv("VIDWEIGHTS_HOME", str(home))
     monkeypatch.setenv("VIDWEIGHTS_OFFLINE", "1")
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["vidweights", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        captured = capsys.readouterr()
-        return int(left.value.code or 0), captured.out, captured.err
-
-    return run
+    return vidweights_command
 
 
 @pytest.fixture
