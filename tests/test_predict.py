@@ -333,6 +333,7 @@ def test_a_port_of_ones_own_says_nothing_of_its_input(cli: Run, tmp_path: Path, 
     [
         (("nothing", "{mp4}"), 2, "is neither a file or folder here"),
         (("{name}", "missing.mp4"), 2, "no such video"),
+        (("i3d-rgb-scratch-k400", "missing.mp4"), 2, "no such video"),  # weights that are not here are not asked for
         (("{name}", "{page}"), 4, "It is a web page"),
         (("{name}", "{mp4}", "--fps", "25"), 2, "has its own timestamps"),
         (("{name}", "{mp4}", "--device", "abacus"), 2, "cannot be used here"),

@@ -113,6 +113,18 @@ def load_array(file: Path) -> NDArray[Any]:
     return array
 
 
+def existing(source: str | Path) -> Path:
+    """The path of a video, or of a folder of frames.
+
+    Raises:
+        InputError: there is nothing.
+    """
+    path = home.expanded(source)
+    if not path.exists():
+        raise InputError(f"{path}: no such video, .npy file or folder of frames")
+    return path
+
+
 def open_footage(
     source: Source, preprocessing: Preprocessing, fps: float | None = None
 ) -> AbstractContextManager[Footage]:
@@ -133,11 +145,9 @@ def open_footage(
     rate = check_rate(fps) if fps is not None else 1.0 if preprocessing.fps == "native" else preprocessing.fps
     if not isinstance(source, str | Path):
         return nullcontext(ArrayFootage(source, rate, "frames"))
-    path = home.expanded(source)
+    path = existing(source)
     if path.is_dir():
         return nullcontext(FolderFootage(path, flow, rate))
-    if not path.exists():
-        raise InputError(f"{path}: no such video, .npy file or folder of frames")
     if path.suffix.lower() == ".npy":
         return nullcontext(ArrayFootage(load_array(path), rate, "an .npy file"))
     if flow:

@@ -143,7 +143,7 @@ class RemoteHub:
         except HubError as error:
             if here is not None:
                 return cache.verify(here)
-            raise self._not_here(repository, str(error)) from error
+            raise self._not_here(repository, str(error).removeprefix(f"{self.name} ")) from error
         if revision is None:
             raise self._not_here(repository, "has no such repository, or no such revision, for this token or without")
         try:

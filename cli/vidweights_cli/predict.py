@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from vidweights import prediction
+from vidweights import footage, prediction
 from vidweights.prediction import Verdict
 from vidweights.pretrained import UnvalidatedWarning
 from vidweights_cli.output import json_option, print_json, printable, progress_bar, table
@@ -58,6 +58,8 @@ def command(
     """
     names = (name, flow[0]) if flow else (name,)
     videos = (video, Path(flow[1])) if flow else (video,)
+    for path in videos:
+        footage.existing(path)  # before weights are fetched for nothing
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with progress_bar() as progress:
