@@ -114,7 +114,7 @@ def make(
     infos: Mapping[str, TensorInfo],
     target: Dialect,
     *,
-    source: Dialect | None = None,
+    found: Recognition | None = None,
     config: Any = None,
     name: str = "the checkpoint",
 ) -> Plan:
@@ -123,20 +123,14 @@ def make(
     Args:
         infos: names, shapes and dtypes of the source.
         target: the dialect to write.
-        source: the dialect that the source must speak; recognised from its names if not given.
+        found: what the source was recognised as, by a caller who had to know.
         config: the configuration that was declared; the file's own if not given.
         name: how messages call the source.
 
     Raises:
         PlanError: another family, another configuration, or tensors that are missing, unexpected or misshapen.
     """
-    found = recognise(infos)
-    if source is not None and found.dialect is not source:
-        raise PlanError(
-            f"{name} does not speak {source.name}: its names are those of {found.dialect.name}",
-            {},
-            f"Give the checkpoint that {source.name} names, or port it as what it is.",
-        )
+    found = found or recognise(infos)
     _check_family(found, target, name)
     found = declared(found, config, name)
     _check_requires(found, target)

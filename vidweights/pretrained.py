@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from vidweights import catalog, dialects, folder, formats, home, identity, images, models, plan
 from vidweights import hub as hubs
 from vidweights.catalog import Release
+from vidweights.dialects import Recognition
 from vidweights.dialects.base import Dialect
 from vidweights.errors import FormatError, IntegrityError, OutputError, PlanError, UnavailableError, UsageError
 from vidweights.families import FAMILIES
@@ -324,7 +325,7 @@ def state_dict(
         raise UsageError(f"framework {framework!r}: expected 'torch', 'numpy' or 'flax'")
     path = download(source, hub=hub, build=build)
     config = folder.read_config(path).config if (path / folder.CONFIG).is_file() else None
-    arrays = _arrays(_checkpoint_path(path), dialect, config)
+    _, arrays = _arrays(_checkpoint_path(path), dialect, config)
     if framework == "torch":
         return _to_torch(arrays)
     plain = {key: array for key, (array, _) in arrays.items()}
@@ -381,9 +382,7 @@ def _read(path: Path, device: str) -> tuple[str, Any, dict[str, torch.Tensor]]:
     file = _checkpoint_path(path)
     if config is not None and config.format == "safetensors" and config.speaks is dialects.native(config.family):
         return config.family, config.config, _load_file(file, device)
-    with formats.open_checkpoint(file) as checkpoint:
-        found = dialects.recognise(checkpoint.tensors)
-    arrays = _arrays(file, None)
+    found, arrays = _arrays(file, None)
     # A folder says what no tensor tells.
     return (
         found.dialect.family.name,
@@ -417,25 +416,27 @@ def _load_file(file: Path, device: str) -> dict[str, torch.Tensor]:
         raise FormatError(f"{file} is damaged ({error}). Make or fetch the folder again.") from error
 
 
-def _arrays(file: Path, dialect: str | None, config: Any = None) -> dict[str, tuple[Array, str]]:
-    """Every tensor of a checkpoint, and the name of its dtype, under the names of a dialect.
+def _arrays(file: Path, dialect: str | None, config: Any = None) -> tuple[Recognition, dict[str, tuple[Array, str]]]:
+    """What a checkpoint is; and every tensor of it, with the name of its dtype, under the names of a dialect.
 
     `config` is what the file's folder says of what no tensor tells.
     """
     with formats.open_checkpoint(file) as checkpoint:
         found = dialects.recognise(checkpoint.tensors)
-        planned = _planned(checkpoint, found.dialect.family.name, dialect, config)
-        return {step.target.key: (array, step.dtype) for step, array in stream(planned, checkpoint) if step.target}
+        planned = _planned(checkpoint, found, dialect, config)
+        arrays = {step.target.key: (array, step.dtype) for step, array in stream(planned, checkpoint) if step.target}
+    return found, arrays
 
 
-def _planned(checkpoint: Checkpoint, family: str, dialect: str | None, config: Any) -> plan.Plan:
+def _planned(checkpoint: Checkpoint, found: Recognition, dialect: str | None, config: Any) -> plan.Plan:
     """The plan into a dialect, or into the first of those that begin with its name and can hold the network."""
+    family = found.dialect.family.name
     several = [d for d in dialects.DIALECTS.values() if d.family.name == family and d.name.startswith(f"{dialect}-")]
     if dialect is None or dialect in dialects.DIALECTS or not several:
         several = [dialects.get(dialect) if dialect else dialects.native(family)]
 
     def into(target: Dialect) -> plan.Plan:
-        return plan.make(checkpoint.tensors, target, config=config, name=str(checkpoint.path))
+        return plan.make(checkpoint.tensors, target, found=found, config=config, name=str(checkpoint.path))
 
     for candidate in several[:-1]:
         with suppress(PlanError):

@@ -222,7 +222,8 @@ def opened(request: Request, progress: Progress = silent) -> Iterator[tuple[sour
     with formats.open_checkpoint(source.path) as checkpoint:
         release = request.release
         config = release.config if release else _own_config(source.path)
-        planned = plan.make(checkpoint.tensors, request.target, config=config, name=str(source.path))
+        found = recognise(checkpoint.tensors)
+        planned = plan.make(checkpoint.tensors, request.target, found=found, config=config, name=str(source.path))
         if differing := _unlike(planned.config, request.network):
             raise PlanError(
                 f"{source.path} is not the network that was named",
@@ -230,7 +231,7 @@ def opened(request: Request, progress: Progress = silent) -> Iterator[tuple[sour
                 f"Name what it is, or the family alone: vidweights port {planned.source.family.name} --weights FILE",
             )
         if release is not None:
-            known = _identity(checkpoint, recognise(checkpoint.tensors), release, source.path)
+            known = _identity(checkpoint, found, release, source.path)
             source = replace(source, identity=known)
         yield source, checkpoint, planned
 
