@@ -25,7 +25,6 @@ from vidweights.families.resnet import ResNetConfig
 from vidweights.layout import Array
 from vidweights_cli import main as cli
 from vidweights_converters import inflate as inflating
-from vidweights_converters import port as porting
 from vidweights_converters import revalidate
 
 NARROW = ResNetConfig(depth=18, width=8)
@@ -130,7 +129,7 @@ def test_a_full_disk_for_drawn_weights_is_named(tmp_path: Path, monkeypatch: pyt
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(porting, "write_arrays", full)
+    monkeypatch.setattr("vidweights.run.write", full)
     with pytest.raises(OutputError, match=r"drawn weights .* No space left on device. Set TMPDIR"):
         vidweights.inflate("resnet18", random_init=0, out=tmp_path, validate=False)
     assert not list(tmp_path.iterdir())

@@ -1,10 +1,11 @@
-"""The run of a plan: tensors streamed from the source in the order and layout of the target."""
+"""The run of a plan: tensors streamed from the source in the order and layout of the target, and written."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -12,9 +13,10 @@ from numpy.typing import NDArray
 
 from vidweights.dtypes import DTYPES
 from vidweights.errors import PlanError
-from vidweights.formats.base import Checkpoint
+from vidweights.formats.base import Checkpoint, TensorInfo, Writer
 from vidweights.layout import Array, relayout
 from vidweights.plan import Plan, Step
+from vidweights.progress import Progress, silent
 
 # Bytes that may be prepared ahead of the writer, beside the largest tensor.
 _AHEAD = 32 << 20
@@ -148,3 +150,29 @@ def _check_constant(step: Step, stored: Array) -> None:
             "The target dialect does not store this tensor and reads it as that constant, so it would lose them. "
             "Nothing was written. Choose a dialect that stores it.",
         )
+
+
+def write(
+    outputs: Sequence[TensorInfo],
+    arrays: Iterable[tuple[str, Array]],
+    writer_type: type[Writer],
+    folder: Path,
+    progress: Progress = silent,
+) -> tuple[str, dict[str, str]]:
+    """Write (key, array) pairs into a file of `folder`, in the order of `outputs`, which is the writer's own.
+
+    Returns:
+        The name of the file that opens the checkpoint, and {file name: SHA-256} of all that were written.
+    """
+    total, done = sum(info.nbytes for info in outputs), 0
+    writer = writer_type(folder / writer_type.file_name, outputs)
+    try:
+        for key, array in arrays:
+            writer.write(key, array)
+            done += array.nbytes
+            progress("converting", done, total)
+        files = writer.finish()
+    except BaseException:
+        writer.abort()
+        raise
+    return next(iter(files)), files

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vidweights import dialects, formats, home, image_sources, images, inflation
+from vidweights import dialects, formats, home, image_sources, images, inflation, run
 from vidweights.dialects import Recognition, recognise
 from vidweights.dialects.base import Dialect
 from vidweights.errors import (
@@ -207,7 +207,7 @@ def _drawn(wanted: Request, folder: Path) -> tuple[Path, str]:
     outputs = writer_type.order(drawn.tensors.values())
     arrays = ((info.key, drawn.read(info.key)) for info in outputs)
     try:
-        main, _ = port.write_arrays(outputs, arrays, writer_type, folder)
+        main, _ = run.write(outputs, arrays, writer_type, folder)
     except OSError as error:
         why = error.strerror or error
         raise OutputError(
@@ -295,7 +295,7 @@ def _write(wanted: Request, source: Opened, stage: Path, progress: Progress) -> 
     outputs = writer_type.order(planned.outputs)
     names = [info.key for info in outputs]
     arrays = inflation.stream(planned, source.checkpoint, names, reuse=True)
-    main, files = port.write_arrays(outputs, arrays, writer_type, stage, progress)
+    main, files = run.write(outputs, arrays, writer_type, stage, progress)
     record = SourceRecord(
         dialect=planned.source.dialect.name,
         format="random" if wanted.random_init is not None else source.checkpoint.format,

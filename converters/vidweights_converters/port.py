@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vidweights import catalog, dialects, formats, home, identity, plan, sources
+from vidweights import catalog, dialects, formats, home, identity, plan, run, sources
 from vidweights.catalog import Release
 from vidweights.clips import read_clip
 from vidweights.dialects import Recognition, recognise
@@ -37,11 +37,9 @@ from vidweights.folder import (
     write_json,
     write_labels,
 )
-from vidweights.formats.base import Checkpoint, TensorInfo, Writer
-from vidweights.layout import Array
+from vidweights.formats.base import Checkpoint, Writer
 from vidweights.plan import Plan, Step
 from vidweights.progress import Progress, silent
-from vidweights.run import stream
 from vidweights_converters import package
 
 if TYPE_CHECKING:
@@ -332,42 +330,16 @@ def _labels(release: Release, stage: Path) -> dict[str, Any] | None:
 def write_weights(
     planned: Plan, checkpoint: Checkpoint, writer_type: type[Writer], folder: Path, progress: Progress = silent
 ) -> tuple[str, dict[str, str]]:
-    """Stream the target's tensors into a file of `folder`; returns what `write_arrays` returns."""
+    """Stream the target's tensors into a file of `folder`; returns what `run.write` returns."""
     outputs = writer_type.order(planned.outputs)
     place = {info.key: index for index, info in enumerate(outputs)}
 
     def due(step: Step) -> int:
         return place[step.target.key] if step.target else -1
 
-    found = stream(planned, checkpoint, due, reuse=True)
+    found = run.stream(planned, checkpoint, due, reuse=True)
     arrays = ((step.target.key, array) for step, array in found if step.target)
-    return write_arrays(outputs, arrays, writer_type, folder, progress)
-
-
-def write_arrays(
-    outputs: Sequence[TensorInfo],
-    arrays: Iterable[tuple[str, Array]],
-    writer_type: type[Writer],
-    folder: Path,
-    progress: Progress = silent,
-) -> tuple[str, dict[str, str]]:
-    """Write (key, array) pairs into a file of `folder`, in the order of `outputs`, which is the writer's own.
-
-    Returns:
-        The name of the file that opens the checkpoint, and {file name: SHA-256} of all that were written.
-    """
-    total, done = sum(info.nbytes for info in outputs), 0
-    writer = writer_type(folder / writer_type.file_name, outputs)
-    try:
-        for key, array in arrays:
-            writer.write(key, array)
-            done += array.nbytes
-            progress("converting", done, total)
-        files = writer.finish()
-    except BaseException:
-        writer.abort()
-        raise
-    return next(iter(files)), files
+    return run.write(outputs, arrays, writer_type, folder, progress)
 
 
 class _Proof:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from vidweights import dialects, folder, formats
+from vidweights import dialects, folder, formats, run
 from vidweights.errors import FormatError, PublishError, UsageError
 from vidweights.families import FAMILIES
 from vidweights.files import staged_folder
@@ -124,14 +124,8 @@ class PretrainedMixin:
         writer_type = formats.writer("safetensors")
         infos = [TensorInfo(key, tuple(t.shape), str(t.dtype).removeprefix("torch.")) for key, t in state.items()]
         outputs = writer_type.order(infos)
-        writer = writer_type(path / writer_type.file_name, outputs)
-        try:
-            for key, array in _arrays(state, [info.key for info in outputs]):
-                writer.write(key, array)
-            return writer.finish()
-        except BaseException:
-            writer.abort()
-            raise
+        _, files = run.write(outputs, _arrays(state, [info.key for info in outputs]), writer_type, path)
+        return files
 
     def _describe(self, path: Path, name: str, files: Mapping[str, str]) -> None:
         """Write the `config.json` of a network of one's own, with what its origin says of its input."""
