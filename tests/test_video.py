@@ -294,6 +294,7 @@ def test_a_frame_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
         ("video.mp4", FLOW, r"computed already: an \.npy file \(T, H, W, 2\).*x \* 40 / 255 - 20"),
         ("one.npy", SMALL, r"shape \(48, 64, 3\); expected \(T, H, W, C\)"),
         ("text.npy", SMALL, "cannot be read as an .npy file"),
+        ("zipped.npy", SMALL, "cannot be read as an .npy file"),
         ("codes.npy", FLOW, r"flow frames are uint8; .* x \* 40 / 255 - 20"),
         ("coded/1.png", SMALL, "cannot be decoded as video"),
     ],
@@ -310,6 +311,7 @@ def test_what_holds_no_frames_for_the_network_is_refused(
     np.save(tmp_path / "one.npy", footage.counting(1)[0])
     np.save(tmp_path / "codes.npy", np.zeros((9, 20, 20, 2), np.uint8))
     (tmp_path / "text.npy").write_text("a web page")
+    (tmp_path / "zipped.npy").write_bytes(b"PK\3\4 and no more")
     (tmp_path / "video.mp4").write_bytes(mp4.read_bytes())
     with pytest.raises(VidweightsError, match=message):
         ClipTransform(preprocessing).video(tmp_path / source)

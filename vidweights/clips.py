@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidweights.errors import InputError
-from vidweights.footage import Footage, Source, open_footage
+from vidweights.footage import Footage, Source, load_array, open_footage
 from vidweights.preprocessing import CHANNELS, RESIZERS, Preprocessing, Rounding
 from vidweights.progress import Progress, silent
 from vidweights.sampling import Sampling, sample
@@ -306,11 +305,11 @@ def read_clip(path: Path, channels: int) -> NDArray[np.float32]:
     """
     wanted = f"expected an .npy file of float32 (1, T, H, W, {channels}) in [-1, 1]"
     try:
-        clip = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, OverflowError, MemoryError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} cannot be read as a clip ({error}); {wanted}") from error
-    if not isinstance(clip, np.ndarray) or clip.dtype != np.float32:
-        raise InputError(f"{path} holds {getattr(clip, 'dtype', 'several arrays')}; {wanted}")
+        clip = load_array(path)
+    except InputError as error:
+        raise InputError(f"{path} cannot be read as a clip ({error.__cause__ or error}); {wanted}") from error
+    if clip.dtype != np.float32:
+        raise InputError(f"{path} holds {clip.dtype}; {wanted}")
     clip = clip[None] if clip.ndim == 4 else clip
     if clip.ndim != 5 or clip.shape[0] != 1 or clip.shape[-1] != channels:
         raise InputError(f"{path} has the shape {clip.shape}; {wanted}")

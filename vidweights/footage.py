@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -106,7 +107,7 @@ def load_array(file: Path) -> NDArray[Any]:
     """
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, OverflowError, MemoryError) as error:
+    except (OSError, ValueError, EOFError, OverflowError, MemoryError, zipfile.BadZipFile) as error:
         raise InputError(f"{file} cannot be read as an .npy file ({error})") from error
     if not isinstance(array, np.ndarray):
         raise InputError(f"{file} holds several arrays; expected one (.npy)")
