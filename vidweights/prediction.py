@@ -16,7 +16,7 @@ from vidweights.clips import ClipTransform
 from vidweights.errors import FormatError, UnavailableError, UsageError
 from vidweights.folder import FolderConfig
 from vidweights.footage import Source, open_footage
-from vidweights.preprocessing import Preprocessing
+from vidweights.preprocessing import Preprocessing, check_count
 from vidweights.progress import Progress, silent
 from vidweights.sampling import Sampling, Timeline, sample
 
@@ -172,7 +172,7 @@ def predict(
         FormatError: the video or the weights are damaged.
         UnavailableError: the weights, torch or PyAV cannot be had.
     """
-    _check_count("topk", topk)
+    check_count("topk", topk)
     sources = source if isinstance(source, tuple) else (source,)
     videos = video if isinstance(video, tuple) else (video,)
     if len(sources) != len(videos) or len(sources) not in (1, 2):
@@ -341,11 +341,6 @@ def _check_pair(streams: Sequence[Stream]) -> None:
         )
     if rgb.labels and flow.labels and rgb.labels != flow.labels:
         raise UsageError(f"{rgb.name} and {flow.name} have other classes; expected two networks over the same ones")
-
-
-def _check_count(name: str, value: Any) -> None:
-    if type(value) is not int or value < 1:
-        raise UsageError(f"{name} {value!r}: expected a whole number from 1 on")
 
 
 def _check_device(device: str) -> None:

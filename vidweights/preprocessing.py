@@ -61,6 +61,16 @@ def check_rate(fps: Any) -> float:
     return float(fps)
 
 
+def check_count(name: str, value: Any) -> None:
+    """A number of clips, frames or classes.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if type(value) is not int or value < 1:
+        raise UsageError(f"{name} {value!r}: expected a whole number from 1 on")
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """How a release turned video, or images, into its input. The defaults are DeepMind's for I3D.

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidweights.errors import InputError, UsageError
-from vidweights.preprocessing import Preprocessing
+from vidweights.preprocessing import Preprocessing, check_count
 
 Indices = NDArray[np.int64]
 
@@ -131,8 +131,7 @@ def sample(
     clips = preprocessing.clips if clips is None else clips
     frames = preprocessing.frames if frames is None else frames
     for name, value in (("clips", clips), ("frames", frames)):
-        if type(value) is not int or value < 1:
-            raise UsageError(f"{name} {value!r}: expected a whole number from 1 on")
+        check_count(name, value)
     if not len(timeline):
         raise InputError("the video has no frames")
     if clips * frames > _MOST_FRAMES:
