@@ -18,7 +18,7 @@ from typing import Any
 from vidweights import dialects, home
 from vidweights.catalog import Release
 from vidweights.dialects.base import Dialect
-from vidweights.errors import FormatError, VidweightsError
+from vidweights.errors import FormatError, UsageError, VidweightsError
 from vidweights.families import FAMILIES
 
 CONFIG = "config.json"
@@ -82,6 +82,16 @@ class FolderConfig:
     def speaks(self) -> Dialect:
         """The dialect of the weights file."""
         return dialects.get(self.dialect)
+
+    @property
+    def native(self) -> bool:
+        """Whether the weights file has the names of our own torch model."""
+        return self.speaks is dialects.native(self.family)
+
+    @property
+    def drawn(self) -> bool:
+        """Whether the network was made of weights that a seed drew: it is not pretrained."""
+        return (self.inflation or {}).get("random_init") is not None
 
 
 def provenance(release: Release) -> dict[str, Any]:
@@ -167,6 +177,19 @@ def _other_version(version: Any) -> str:
         return f"was not written by vidweights (no 'vidweights': {_VERSION})."
     advice = "Make the folder again, with --overwrite" if version < _VERSION else "Upgrade vidweights"
     return f"is of version {version}, and this vidweights reads version {_VERSION}. {advice}."
+
+
+def named(path: Path) -> Path:
+    """The finished folder that a person means: the path, or the one of that name on this machine.
+
+    Raises:
+        UsageError: there is neither.
+    """
+    if not (path / CONFIG).is_file() and (home.weights_folder(str(path)) / CONFIG).is_file():
+        return home.weights_folder(str(path))
+    if not path.is_dir():
+        raise UsageError(f"{path} is no folder; expected one that `vidweights port` or `inflate` wrote, or its name.")
+    return path
 
 
 def folder_of(path: Path) -> Path | None:

@@ -380,7 +380,7 @@ def _read(path: Path, device: str) -> tuple[str, Any, dict[str, torch.Tensor]]:
     config = folder.read_config(path) if (path / folder.CONFIG).is_file() else None
     _warn_unless_validated(path, config)
     file = _checkpoint_path(path)
-    if config is not None and config.format == "safetensors" and config.speaks is dialects.native(config.family):
+    if config is not None and config.format == "safetensors" and config.native:
         return config.family, config.config, _load_file(file, device)
     found, arrays = _arrays(file, None)
     # A folder says what no tensor tells.

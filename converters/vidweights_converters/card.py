@@ -156,11 +156,7 @@ def _status(config: FolderConfig, validation: Mapping[str, Any] | None) -> str:
     if passed and validation is not None and "promise" in validation:
         promise = str(validation["promise"])
         status = f"**Validated, {promise}**: {_PROMISES.get(promise, '')}; the figures are under *What was checked*."
-    return f"{_NOT_PRETRAINED}\n\n{status}" if _random(config) else status
-
-
-def _random(config: FolderConfig) -> bool:
-    return (config.inflation or {}).get("random_init") is not None
+    return f"{_NOT_PRETRAINED}\n\n{status}" if config.drawn else status
 
 
 def _weights(config: FolderConfig) -> str:
@@ -171,11 +167,11 @@ def _example(config: FolderConfig) -> str:
     """How to load and run the network; a release knows its preprocessing and its labels."""
     head = ["import numpy as np", "import torch", "import vidweights", ""]
     # The name of a release means its folder in our own naming.
-    where = config.name if _native(config) else f"./{config.name}"
+    where = config.name if config.native else f"./{config.name}"
     load = f'model = vidweights.load("{where}")  # or the path of the folder'
     run = "with torch.no_grad():"
     known = config.release and config.input and not config.inflation
-    if known and _native(config):
+    if known and config.native:
         weights = f'weights = vidweights.weights("{config.name}")'
         top = _TOP if config.labels else [line.replace("weights.labels[index]", "index") for line in _TOP]
         return "\n".join([*head, load, weights, *_frames(config), run, *top])
@@ -212,10 +208,6 @@ def _rate(fields: Mapping[str, Any]) -> str:
     return f"{rate}, one in {stride}" if stride > 1 else rate
 
 
-def _native(config: FolderConfig) -> bool:
-    return config.speaks is dialects.native(config.family)
-
-
 def _alone(config: FolderConfig) -> str:
     """What to say below the code."""
     lines = []
@@ -225,7 +217,7 @@ def _alone(config: FolderConfig) -> str:
         plain = "`config.json` is plain JSON"
         if config.labels:
             plain = "`config.json` and `labels.txt` are plain JSON and plain text"
-        names = "the network's modules" if _native(config) else f"`{config.dialect}`"
+        names = "the network's modules" if config.native else f"`{config.dialect}`"
         lines.append(
             "It needs no vidweights to be read: `safetensors.torch.load_file` gives the tensors of `model.safetensors` "
             f"under the names of {names}, and {plain}."
@@ -247,9 +239,9 @@ def _source(config: FolderConfig) -> str:
     if config.inflation is not None:
         family, method = config.inflation["source_family"], config.inflation["method"]
         title = f" ({config.release['title']})" if config.release else ""
-        drawn = f" of random weights (seed {config.inflation['random_init']})" if _random(config) else ""
+        drawn = f" of random weights (seed {config.inflation['random_init']})" if config.drawn else ""
         where = f"2D {family}{title}{drawn}, inflated by the method `{method}`; " + (files or "no file")
-        return f"{where}; {shown(config.release['source'])}" if config.release and not _random(config) else where
+        return f"{where}; {shown(config.release['source'])}" if config.release and not config.drawn else where
     if config.release:
         where = (
             f"{config.release['repository']} at commit `{config.release['commit']}`, `{config.release['checkpoint']}`: "
@@ -258,14 +250,14 @@ def _source(config: FolderConfig) -> str:
 
 
 def _training(config: FolderConfig) -> str:
-    if _random(config):
+    if config.drawn:
         return "nothing: random weights"
     training = ((config.release or {}).get("training") or {}).get("data", "unknown")
     return f"{training} (the 2D network)" if config.release and config.inflation is not None else training
 
 
 def _trainer(config: FolderConfig, training: Mapping[str, Any]) -> str:
-    if _random(config):
+    if config.drawn:
         return "nobody"
     if not training:
         return "unknown"
@@ -278,7 +270,7 @@ def _stated(config: FolderConfig, licence: Mapping[str, Any] | None) -> str:
     if licence:
         note = f"; {licence['note']}" if licence.get("note") else ""
         return f"{licence['id']} | {shown(licence['source'])}{note}"
-    if _random(config):
+    if config.drawn:
         return "none: the numbers were drawn by a seed | -"
     return f"{'no statement by the publisher' if config.release else 'unknown: ask whoever trained it'} | -"
 
@@ -292,7 +284,7 @@ _RATES = {
 
 
 def _accuracy(config: FolderConfig, accuracy: Mapping[str, Any]) -> str:
-    if not accuracy or _random(config):
+    if not accuracy or config.drawn:
         return "None published."
     of = ", of the 2D network" if config.inflation is not None else ""
     rates = ", ".join(f"{name} {accuracy[key]} %" for key, name in _RATES.items() if key in accuracy)

@@ -201,13 +201,8 @@ def _response(values: Sequence[Values]) -> float:
     return most / largest if 0 < largest < np.inf else 0.0
 
 
-def _random(config: FolderConfig) -> bool:
-    """Whether the source was drawn, not trained."""
-    return (getattr(config, "inflation", None) or {}).get("random_init") is not None
-
-
 def _remarks(report: EqualityReport, config: FolderConfig, planned: Inflation) -> Iterator[str]:
-    if _random(config):
+    if config.drawn:
         yield "the source is seeded random weights: this network is not pretrained"
         if report.response < LEAST_RESPONSE:
             yield f"unrelated images differ by {report.response:.1%} only; random weights need not tell them apart"
@@ -260,7 +255,7 @@ def _failures(report: EqualityReport, config: FolderConfig, planned: Inflation) 
                 f"{unit.layer}: {unit.clipped} values of its lifted planes were below zero and cut, expected none; "
                 f"with {2 * unit.outputs} planes none are lifted"
             )
-    if report.response < LEAST_RESPONSE and not _random(config):
+    if report.response < LEAST_RESPONSE and not config.drawn:
         yield (
             f"the 2D network is blind: unrelated images differ by {report.response:.1%} of the largest of the "
             f"{report.compared}, expected at least {LEAST_RESPONSE:.0%}. A match then says little."

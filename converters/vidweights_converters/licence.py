@@ -42,10 +42,9 @@ def _notice(config: FolderConfig, licence: Mapping[str, Any], text: str | None) 
     yield from _origin(config)
     yield ""
     if not licence:
-        drawn = (config.inflation or {}).get("random_init") is not None
         yield (
             "The numbers were drawn by a seed and come from nobody."
-            if drawn
+            if config.drawn
             else "No licence of the weights is known. Ask whoever published them before you use them."
         )
         return

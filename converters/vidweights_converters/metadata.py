@@ -27,16 +27,15 @@ def block(config: FolderConfig, title: str) -> str:
 def _fields(config: FolderConfig, title: str) -> dict[str, Any]:
     release, made = config.release or {}, config.inflation
     training = release.get("training") or {}
-    drawn = (made or {}).get("random_init") is not None
     fields: dict[str, Any] = {
-        **({} if drawn else _licence(release.get("licence") or {})),
+        **({} if config.drawn else _licence(release.get("licence") or {})),
         "library_name": "vidweights",
         "pipeline_tag": TASK,
         "tags": [config.family, *([str(config.input["channels"])] if config.input else []), "video"],
     }
-    if training.get("datasets") and not drawn:
+    if training.get("datasets") and not config.drawn:
         fields["datasets"] = list(training["datasets"])
-    if made is not None and "/" in str(made.get("source")) and not drawn:
+    if made is not None and "/" in str(made.get("source")) and not config.drawn:
         fields["base_model"] = made["source"]
     accuracy = release.get("accuracy") or {}
     if "top1" in accuracy and made is None:  # that of a 2D network is not that of the 3D network made of it

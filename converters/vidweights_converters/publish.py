@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from vidweights import home
 from vidweights.errors import FormatError, IntegrityError, PublishError, UsageError
-from vidweights.folder import CARD, CONFIG, LABELS, FolderConfig, package_files, read_config, validation_state
+from vidweights.folder import CARD, CONFIG, LABELS, FolderConfig, named, package_files, read_config, validation_state
 from vidweights.folder_hub import FolderHub
 from vidweights.hub import Hub, RemoteFile, Repository, Revision, offline
 from vidweights.progress import Progress, silent
@@ -94,12 +93,9 @@ def plan(folder: Path, repository: str, hub: Hub) -> PushPlan:
         IntegrityError: the weights are not those that its `config.json` and report are about.
         HubError: the hub cannot be asked.
     """
-    if not (folder / CONFIG).is_file() and (home.weights_folder(str(folder)) / CONFIG).is_file():
-        folder = home.weights_folder(str(folder))
-    if not folder.is_dir():
-        raise UsageError(f"{folder} is no folder; expected one that `vidweights port` or `inflate` wrote, or its name.")
-    named = Repository.parse(repository)
-    if named is None or named.revision is not None:
+    folder = named(folder)
+    parsed = Repository.parse(repository)
+    if parsed is None or parsed.revision is not None:
         raise UsageError(f"--repo {repository!r}: expected org/name")
     config = read_config(folder)
     # Read now: what was verified before does not count here.
@@ -155,7 +151,7 @@ def _bound(config: FolderConfig) -> dict[str, str]:
 
 def _check_card(folder: Path, config: FolderConfig, repository: str) -> None:
     about = _metadata(folder / CARD)
-    if (config.inflation or {}).get("random_init") is not None:
+    if config.drawn:
         if _RANDOM not in repository.partition("/")[2].lower():
             raise PublishError(
                 f"{folder} was made of random weights, and is not pretrained. To share it as a test network, "

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vidweights import home
 from vidweights.errors import OutputError, UnavailableError, UsageError, ValidationError
-from vidweights.folder import CONFIG, VALIDATION, FolderConfig, read_config, read_validation
+from vidweights.folder import VALIDATION, FolderConfig, named, read_config, read_validation
 from vidweights.progress import Progress, silent
 from vidweights_converters import card_checks, inflate, package, port
 
@@ -59,7 +58,7 @@ def validate_folder(
         UnavailableError: the comparison cannot be run here, and the folder has no report of these weights.
         UsageError: `folder` is not there, or was made from a person's own file, which must then be given.
     """
-    folder = _located(folder)
+    folder = named(folder)
     config = read_config(folder)
     notes = package.check(folder, config)
     recorded = read_validation(folder, config)
@@ -86,14 +85,6 @@ def _passed(folder: Path, recorded: Mapping[str, Any], why: UnavailableError) ->
     if not report.passed:
         raise ValidationError(f"{folder} failed its validation, and it cannot be run again: {why}", report) from why
     return report
-
-
-def _located(folder: Path) -> Path:
-    if not folder.is_dir() and (home.weights_folder(str(folder)) / CONFIG).is_file():
-        return home.weights_folder(str(folder))
-    if not folder.is_dir():
-        raise UsageError(f"{folder} is no folder; expected one that `vidweights port` wrote, or a release's name.")
-    return folder
 
 
 def _prove(
