@@ -159,6 +159,23 @@ def test_a_file_that_was_cut_on_the_way_is_refused(tar: Path, keep: int) -> None
     assert not home.weights_folder("narrow").exists()
 
 
+def test_progress_counts_up_to_all_bytes_both_ways(folder: Path, tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+
+    def tell(_: str, done: int, total: int) -> None:
+        told.append((done, total))
+
+    described = bundle.described(folder, "narrow")
+    size = sum(file.size for file in described.files.values())
+    bundle.write(tmp_path / "x.tar", [(described, folder)], tell)
+    half = len(told)
+    bundle.read(tmp_path / "x.tar", tell)
+    for run in (told[:half], told[half:]):
+        assert len(run) == len(described.files)
+        assert run == sorted(run)
+        assert run[-1] == (size, size)
+
+
 def test_no_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--to"):
         bundle.read(tmp_path / "absent.tar")

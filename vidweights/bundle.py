@@ -21,14 +21,12 @@ from vidweights import home
 from vidweights.errors import FormatError, IntegrityError, OutputError, UsageError
 from vidweights.files import sha256_of, staged_file, staged_folder
 from vidweights.folder import CONFIG, package_files, read_config
-from vidweights.hub import RemoteFile, Repository, RepositoryCache, Revision
+from vidweights.hub import GIT_ID, ORGANISATION, SHA256, RemoteFile, Repository, RepositoryCache, Revision
 from vidweights.progress import Progress, silent
 
 _LIST = "packages.json"
 _VERSION = 1
 _LARGEST_LIST = 1 << 20
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_HASHES = re.compile(r"[0-9a-f]{64}"), re.compile(r"([0-9a-f]{40})?")
 _FILE_NAME = re.compile(r"[\w-][\w. -]*")
 _CHUNK = 1 << 20
 
@@ -62,14 +60,11 @@ def described(folder: Path, asked: str) -> Package:
     for name, sha256 in config.files.items():
         if files[name].sha256 != sha256:
             raise IntegrityError(f"{folder / name} is not the file that its {CONFIG} describes. Fetch it again.")
-    repository = Repository.parse(asked)
-    if repository is not None and _COMMIT.fullmatch(folder.name):
-        return Package(repository.name, folder.name, repository.revision, files)
-    if _COMMIT.fullmatch(folder.name):  # a release that came from the hub by its catalog name
-        from vidweights.hub import ORGANISATION
-
-        return Package(f"{ORGANISATION}/{config.name}", folder.name, None, files)
-    return Package(config.name, None, None, files)
+    if not GIT_ID.fullmatch(folder.name):
+        return Package(config.name, None, None, files)
+    # A release may have come from the hub by its catalog name.
+    repository = Repository.parse(asked) or Repository(f"{ORGANISATION}/{config.name}")
+    return Package(repository.name, folder.name, repository.revision, files)
 
 
 def write(path: Path, packages: Sequence[tuple[Package, Path]], progress: Progress = silent) -> None:
@@ -80,16 +75,14 @@ def write(path: Path, packages: Sequence[tuple[Package, Path]], progress: Progre
     """
     listed = [{**asdict(package), "files": {n: asdict(f) for n, f in package.files.items()}} for package, _ in packages]
     text = json.dumps({"vidweights": _VERSION, "packages": listed}, indent=2).encode()
-    total = sum(file.size for package, _ in packages for file in package.files.values())
-    done = 0
+    told = _Told(progress, sum(file.size for package, _ in packages for file in package.files.values()))
     with staged_file(path) as stage, tarfile.open(stage, "w", format=tarfile.PAX_FORMAT) as tar:
         tar.addfile(_member(_LIST, len(text)), BytesIO(text))
         for index, (package, folder) in enumerate(packages):
             for name, file in package.files.items():
                 with (folder / name).open("rb") as content:
                     tar.addfile(_member(f"{index}/{name}", file.size), content)
-                done += file.size
-                progress(f"writing {path.name}", done, total)
+                told.add(f"writing {path.name}", file.size)
 
 
 def _member(name: str, size: int) -> tarfile.TarInfo:
@@ -115,8 +108,8 @@ def read(path: Path, progress: Progress = silent) -> tuple[tuple[Package, Path],
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r|") as tar:
             members = _members(tar)
             packages = _listed(members)
-            total = sum(f.size for package in packages for f in package.files.values())
-            taken = [_take(package, index, members, (progress, total)) for index, package in enumerate(packages)]
+            told = _Told(progress, sum(f.size for package in packages for f in package.files.values()))
+            taken = [_take(package, index, members, told) for index, package in enumerate(packages)]
     except (FormatError, IntegrityError) as error:
         raise type(error)(f"{path}: {error}. Nothing of that package was kept; carry the file over again.") from error
     except (tarfile.TarError, EOFError) as error:
@@ -152,19 +145,31 @@ def _package(name: str, commit: str | None, revision: str | None, files: Mapping
     hub = commit is not None
     repository = Repository.parse(name)
     named = repository is not None and repository.revision is None if hub else bool(_FILE_NAME.fullmatch(name))
-    if not named or (hub and not _COMMIT.fullmatch(str(commit))) or CONFIG not in made.files:
+    if not named or (hub and not GIT_ID.fullmatch(str(commit))) or CONFIG not in made.files:
         raise FormatError(f"it lists a package that cannot be: {ascii(name)[:80]}")
     if revision is not None and Repository.parse(f"a/b@{revision}") is None:
         raise FormatError(f"it lists a revision that cannot be: {ascii(revision)[:80]}")
     for file, facts in made.files.items():
-        sound = isinstance(facts.size, int) and _HASHES[0].fullmatch(str(facts.sha256))
-        if not _FILE_NAME.fullmatch(file) or not sound or not _HASHES[1].fullmatch(facts.git_blob):
+        sound = isinstance(facts.size, int) and bool(SHA256.fullmatch(str(facts.sha256)))
+        known = facts.git_blob == "" or bool(GIT_ID.fullmatch(facts.git_blob))  # of a large file there is none
+        if not _FILE_NAME.fullmatch(file) or not sound or not known:
             raise FormatError(f"it lists a file that cannot be: {ascii(file)[:80]}")
     return made
 
 
+class _Told:
+    """Adds up the bytes for a progress bar."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self.progress, self.total, self.done = progress, total, 0
+
+    def add(self, what: str, size: int) -> None:
+        self.done += size
+        self.progress(what, self.done, self.total)
+
+
 def _take(
-    package: Package, index: int, members: Iterator[tuple[str, int, IO[bytes]]], told: tuple[Progress, int]
+    package: Package, index: int, members: Iterator[tuple[str, int, IO[bytes]]], told: _Told
 ) -> tuple[Package, Path]:
     with _place(package) as stage:
         for name, file in package.files.items():
@@ -175,7 +180,7 @@ def _take(
                 shutil.copyfileobj(found[2], out, _CHUNK)
             if (other := sha256_of(stage / name)) != file.sha256:
                 raise IntegrityError(f"{name} of {package.name} has the SHA-256 {other}, expected {file.sha256}")
-            told[0](f"reading {package.name}", file.size, told[1])
+            told.add(f"reading {package.name}", file.size)
         read_config(stage)
         folder = _moved(package, stage)
     return package, folder
@@ -186,7 +191,8 @@ def _place(package: Package) -> Iterator[Path]:
     """A folder to unpack into: that of a package that was made elsewhere, or one beside the hub's cache."""
     if package.commit is None:
         target = home.weights_folder(package.name)
-        if (target / CONFIG).is_file() and read_config(target).files != _weights(package):
+        there = read_config(target).files if (target / CONFIG).is_file() else {}
+        if {name: file.sha256 for name, file in package.files.items() if name in there} != dict(there):
             raise OutputError(f"{target} exists already, with other weights; it was left alone. Move it away first.")
         with staged_folder(target, overwrite=True, mark=CONFIG) as stage:
             yield stage
@@ -200,10 +206,6 @@ def _place(package: Package) -> Iterator[Path]:
         yield stage
     finally:
         shutil.rmtree(stage, ignore_errors=True)
-
-
-def _weights(package: Package) -> dict[str, str | None]:
-    return {name: file.sha256 for name, file in package.files.items() if name == "model.safetensors"}
 
 
 def _moved(package: Package, stage: Path) -> Path:

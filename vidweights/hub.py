@@ -19,12 +19,14 @@ from typing import Protocol
 
 from vidweights.errors import FormatError, IntegrityError, OutputError, UnavailableError, UsageError
 from vidweights.files import git_blob_id_of, replace_text, sha256_of
-from vidweights.home import expanded, other_hash
+from vidweights.home import expanded, other_hash, user_cache
 from vidweights.progress import Progress, silent
 
 # Whose repositories hold the releases of the catalog, each under its catalog name.
 ORGANISATION = "vidweights"
 MAIN = "main"
+# A commit, or what git calls a small file; and the hash of a large one.
+GIT_ID, SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
 _LARGE = 10_000_000  # bytes; above, huggingface.co takes no file into git itself
 _NAME = re.compile(r"(?:hf://)?([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
 _VARIABLES = ("VIDWEIGHTS_OFFLINE", "HF_HUB_OFFLINE", "VIDWEIGHTS_HUB", "HF_ENDPOINT", "HF_HOME")
@@ -194,7 +196,7 @@ def cache_folder() -> Path:
     """
     if path := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
         return expanded(os.path.expandvars(path))
-    home = os.environ.get("HF_HOME") or expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    home = os.environ.get("HF_HOME") or user_cache() / "huggingface"
     return expanded(os.path.expandvars(home)) / "hub"
 
 
