@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -24,10 +23,8 @@ from typing import Any
 from vidweights.errors import FormatError, IntegrityError, OutputError, PublishError
 from vidweights.files import replace_text
 from vidweights.folder import CONFIG, json_text, read_config
-from vidweights.hub import MAIN, NotHereError, RemoteFile, Repository, Revision
+from vidweights.hub import GIT_ID, MAIN, NotHereError, RemoteFile, Repository, Revision
 from vidweights.progress import Progress, silent
-
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ class FolderHub:
 
     @staticmethod
     def _commit(place: Path, revision: str) -> str | None:
-        if _COMMIT.fullmatch(revision):
+        if GIT_ID.fullmatch(revision):
             return revision
         ref = place / "refs" / revision.removeprefix("refs/").removeprefix("heads/")
         if ".." in Path(revision).parts or not ref.is_file():
@@ -121,15 +118,15 @@ class FolderHub:
                 if head != parent:
                     raise PublishError(f"{place} has the commit {head} since, not {parent}")
                 ref = _next_pull(place) if pull else MAIN
-                made = self._write(place, files, title, parent)
+                made = self._write(repository, files, title, parent)
                 (place / "refs" / ref).parent.mkdir(parents=True, exist_ok=True)
                 replace_text(place / "refs" / ref, made + "\n")
         except OSError as error:
             raise OutputError(f"cannot write {place}: {error.strerror or error}. Nothing was published.") from error
         return made, f"refs/{ref}" if pull else ref
 
-    def _write(self, place: Path, files: Mapping[str, Path], title: str, parent: str | None) -> str:
-        commits = place / "commits"
+    def _write(self, repository: str, files: Mapping[str, Path], title: str, parent: str | None) -> str:
+        commits = self.root / repository / "commits"
         for left in commits.glob(".*"):  # by a process that was killed
             shutil.rmtree(left, ignore_errors=True)
         stage = commits / f".{secrets.token_hex(8)}"
@@ -137,7 +134,7 @@ class FolderHub:
         try:
             described: dict[str, Any] = {}
             if parent is not None:
-                before = self.describe(Repository(repository_name(place, self.root), parent))
+                before = self.describe(Repository(repository, parent))
                 for name, file in before.files.items() if before else ():
                     if name not in files:
                         _same_file(commits / parent / name, stage / name)
@@ -161,11 +158,6 @@ class FolderHub:
         place.mkdir(parents=True, exist_ok=True)
         with FileLock(place / ".lock"):
             yield
-
-
-def repository_name(place: Path, root: Path) -> str:
-    """`org/name` of a repository's folder."""
-    return place.relative_to(root).as_posix()
 
 
 def _next_pull(place: Path) -> str:

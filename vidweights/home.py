@@ -36,6 +36,11 @@ def expanded(path: str | Path) -> Path:
         raise UsageError(f"{path}: {error}") from error
 
 
+def user_cache() -> Path:
+    """The folder in which other libraries, too, keep theirs."""
+    return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+
+
 def weights_folder(name: str) -> Path:
     """Where the finished folder of a release is kept."""
     return home() / "weights" / name

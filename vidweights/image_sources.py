@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import os
-import re
 import shutil
 import tarfile
 import time
@@ -21,8 +20,8 @@ from typing import Any
 
 from vidweights.errors import FormatError, IntegrityError, UnavailableError
 from vidweights.files import md5_of, sha256_of, staged_folder
-from vidweights.home import expanded, source_folder
-from vidweights.hub import RepositoryCache, endpoint, environment, offline
+from vidweights.home import expanded, source_folder, user_cache
+from vidweights.hub import SHA256, RepositoryCache, endpoint, environment, offline
 from vidweights.images import HUB_FILES, ImageWeights, PublishedFile
 from vidweights.progress import Progress, silent
 from vidweights.sources import (
@@ -43,7 +42,6 @@ PATIENCE = 3.5
 # No file of 2D weights that is known here has half of it.
 _LARGEST = 1 << 30
 _SUMS = "SHA256SUMS"
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def locate(weights: ImageWeights, given: Path | None = None, progress: Progress = silent) -> Source:
@@ -120,7 +118,7 @@ def _kept(folder: Path) -> Path:
 
 def _torch_hub() -> Path:
     """Source: torch.hub.get_dir of torch 2.13."""
-    home = os.environ.get("TORCH_HOME") or _cache_home() / "torch"
+    home = os.environ.get("TORCH_HOME") or user_cache() / "torch"
     return expanded(home) / "hub" / "checkpoints"
 
 
@@ -130,10 +128,6 @@ def _keras() -> Path:
 
 
 _CACHES: dict[str, tuple[str, Callable[[], Path]]] = {"torch": ("torch hub", _torch_hub), "keras": ("Keras", _keras)}
-
-
-def _cache_home() -> Path:
-    return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
 
 
 def _in_folder(folder: Path, files: tuple[PublishedFile, ...]) -> Path:
@@ -202,7 +196,7 @@ def _from_hub(repository: str, folder: Path, patience: _Patience, progress: Prog
         raise UnavailableError(f"not tried: {switch} is set")
     name = HUB_FILES[0]
     about, token = _asked(repository, name, patience.share(2))
-    if not _SHA256.fullmatch(about.etag or "") or not about.commit_hash:
+    if not SHA256.fullmatch(about.etag or "") or not about.commit_hash:
         raise UnavailableError(f"answers, but not as a hub does: no SHA-256 of {name}. Is HF_ENDPOINT right?")
     own = urllib.parse.urlsplit(about.location).netloc == urllib.parse.urlsplit(endpoint()).netloc
     response = opened(about.location, {"Authorization": f"Bearer {token}"} if token and own else {}, patience.share(2))

@@ -162,7 +162,7 @@ def _release_folder(name: str, hub: str | Path | None, *, build: bool, progress:
 def _not_published(record: Weights, error: hubs.NotHereError) -> hubs.NotHereError:
     """The same error, with the ways to make the weights from the release itself."""
     files = [record.release.url_of(file) for file in record.release.files]
-    facts = [] if record.release.size is None else [f"{record.release.size / 1e6:.1f} MB"]
+    facts = [] if record.release.size is None else [record.release.shown_size]
     facts += [f"SHA-256 {record.release.weights_sha256}"] if record.release.weights_sha256 else []
     return hubs.NotHereError(
         f"{record.name} ({', '.join(facts)})" if facts else record.name,

@@ -26,6 +26,8 @@ from vidweights import home
 from vidweights.errors import FormatError, IntegrityError, OutputError, UnavailableError, VidweightsError
 from vidweights.folder import CONFIG, package
 from vidweights.hub import (
+    GIT_ID,
+    SHA256,
     NotHereError,
     RemoteFile,
     Repository,
@@ -48,7 +50,6 @@ PAUSES = (0.5, 1.0, 2.0, 4.0)
 # The longest that a hub may ask to wait, in seconds, before the person is told instead.
 PATIENCE = 60.0
 _CHUNK = 1 << 20
-_SHA1, _SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
 # What the client's HTTP library calls a connection that never was.
 _UNREACHED = ("ConnectError", "ConnectTimeout", "ProxyError", "TimeoutError")
 _AGAIN = (408, 429, 500, 502, 503, 504)
@@ -72,6 +73,11 @@ class HubError(UnavailableError):
         self.status = status
         self.again = again
         self.wait = wait
+
+    @property
+    def final(self) -> bool:
+        """Whether there is no point in trying again, or the hub asks for more patience than there is."""
+        return not self.again or self.wait > PATIENCE
 
 
 @dataclass(frozen=True)
@@ -115,8 +121,8 @@ class RemoteHub:
             for file in info.siblings or ()
         }
         # The hashes become names in the cache, so they must be hashes.
-        sound = all((_SHA256 if f.sha256 else _SHA1).fullmatch(str(f.digest)) for f in files.values())
-        if not _SHA1.fullmatch(str(info.sha)) or not sound or any(type(f.size) is not int for f in files.values()):
+        sound = all((SHA256 if f.sha256 else GIT_ID).fullmatch(str(f.digest)) for f in files.values())
+        if not GIT_ID.fullmatch(str(info.sha)) or not sound or any(type(f.size) is not int for f in files.values()):
             raise HubError(f"{self.name} answers, but not as a hub does: it tells no hashes. Is HF_ENDPOINT right?")
         return Revision(repository.name, info.sha, files)
 
@@ -275,7 +281,7 @@ def again(call: Callable[[], T], *, first: bool = False) -> T:
         try:
             return call()
         except HubError as error:
-            if not error.again or error.wait > PATIENCE or (first and not error.reached):
+            if error.final or (first and not error.reached):
                 raise
             time.sleep(max(pause, error.wait))
     return call()
@@ -343,7 +349,7 @@ class _Download:
                 except HubError as error:
                     if out.size > before:
                         pauses = list(PAUSES)
-                    if not error.again or error.wait > PATIENCE or not pauses:
+                    if error.final or not pauses:
                         raise
                     time.sleep(max(pauses.pop(0), error.wait))
         self.partial.replace(self.blob)

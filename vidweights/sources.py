@@ -82,7 +82,7 @@ def _unavailable(release: Release, attempts: list[tuple[str, str]]) -> SourceUna
     files = "\n".join(f"  {release.url_of(file)}" for file in release.files)
     given = "THE_FILE" if len(release.files) == 1 else "FOLDER_WITH_THESE_FILES"
     return SourceUnavailableError(
-        release.name if release.size is None else f"{release.name} ({release.size / 1e6:.1f} MB)",
+        release.name if release.size is None else f"{release.name} ({release.shown_size})",
         attempts,
         f"On a machine that is online, fetch\n{files}\n"
         f"and here run\n  vidweights port {release.name} --weights {given}",
