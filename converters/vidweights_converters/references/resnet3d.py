@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidweights_converters.references.base import HEAD, Clip, Precision
-from vidweights_converters.references.images.source import Tensors, differing, read
+from vidweights_converters.references.images.source import SourceNet, differing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -162,15 +162,10 @@ CODES: dict[str, Code] = {
 }
 
 
-class PlainResNet3D:
+class PlainResNet3D(SourceNet):
     """The plain forward of one dialect on one file. torch is imported on first use."""
 
     name = "plain forward"
-    framework = "torch"
-
-    def __init__(self, path: Path, dialect: str, prefix: str) -> None:
-        self.path, self.dialect, self.prefix = path, dialect, prefix
-        self._tensors: Tensors | None = None
 
     @property
     def version(self) -> str:
@@ -183,11 +178,9 @@ class PlainResNet3D:
         """See `Reference.endpoints`."""
         import torch
 
-        if self._tensors is None:
-            self._tensors = read(self.path, self.dialect, self.prefix)
         dtype = getattr(torch, precision)
         with torch.inference_mode():
-            weights = {key: torch.from_numpy(array).to(dtype) for key, array in self._tensors.items()}
+            weights = {key: torch.from_numpy(array).to(dtype) for key, array in self.tensors.items()}
             run = _Run(self.path, self.dialect, weights)
             return {name: value.numpy() for name, value in run(torch.from_numpy(np.ascontiguousarray(clip)).to(dtype))}
 

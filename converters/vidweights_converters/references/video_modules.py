@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from vidweights.errors import UnavailableError
 from vidweights_converters.references.base import HEAD, Clip, Precision
-from vidweights_converters.references.images.source import Tensors, differing, read
+from vidweights_converters.references.images.source import SourceNet, differing
 from vidweights_converters.references.images.torchvision_net import torchvision
 
 if TYPE_CHECKING:
@@ -21,21 +20,8 @@ if TYPE_CHECKING:
 Endpoints = dict[str, NDArray[Any]]
 
 
-class _ModuleNet:
+class _ModuleNet(SourceNet):
     """A library's module on the tensors of a file; a subclass makes the module and says where its endpoints are."""
-
-    framework = "torch"
-
-    def __init__(self, path: Path, dialect: str, prefix: str) -> None:
-        self.path, self.dialect, self.prefix = path, dialect, prefix
-        self._read: Tensors | None = None
-
-    @property
-    def tensors(self) -> Tensors:
-        """The tensors of the file, in float64."""
-        if self._read is None:
-            self._read = read(self.path, self.dialect, self.prefix)
-        return self._read
 
     def make(self) -> tuple[nn.Module, dict[str, str]]:
         """The module, which may be on the meta device, and {endpoint: name of the submodule that puts it out}."""

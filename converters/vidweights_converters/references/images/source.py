@@ -6,6 +6,7 @@ Where TensorFlow is not installed, its checkpoints are read by `vidweights.forma
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,20 @@ _SLIM_LEAVES = {"weights", "biases", "beta", "gamma", "moving_mean", "moving_var
 
 # keras/src/saving/saving_lib.py stores the variables of a layer by their numbers.
 _KERAS3_LEAVES = {2: ("kernel", "bias"), 4: ("gamma", "beta", "moving_mean", "moving_variance")}
+
+
+class SourceNet:
+    """A network that runs on the tensors of a source file, in torch; they are read when they are first needed."""
+
+    framework = "torch"
+
+    def __init__(self, path: Path, dialect: str, prefix: str) -> None:
+        self.path, self.dialect, self.prefix = path, dialect, prefix
+
+    @cached_property
+    def tensors(self) -> Tensors:
+        """The tensors of the file, in float64."""
+        return read(self.path, self.dialect, self.prefix)
 
 
 def read(path: Path, dialect: str, prefix: str, adjust: Adjust | None = None) -> Tensors:
