@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import struct
 import sys
 import tempfile
 from pathlib import Path
-from typing import BinaryIO
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
 import numpy as np
+from genuine import write_caffe2
 from processes import in_turn, show
 
 from vidweights import dialects
@@ -43,23 +44,14 @@ def made(folder: Path) -> Path:
     dialect, rng = dialects.get("vmz-caffe2"), np.random.default_rng(0)
     config = dialect.family.configure(**{**dialect.settings, "variant": "r2plus1d", "depth": 34})
     assert isinstance(config, ResNet3DConfig)
+    blobs = {
+        row.place.key.removeprefix("blobs."): rng.random(row.stored_shape, np.float32)
+        for row in dialect.table(config)
+        if isinstance(row.place, Stored)
+    }
     path = folder / "r2plus1d_34.pkl"
-    with path.open("wb") as file:
-        file.write(b"\x80\x02}U\x05blobs}")
-        for row in dialect.table(config):
-            if isinstance(row.place, Stored):
-                write_array(file, row.place.key.removeprefix("blobs."), rng.random(row.stored_shape, np.float32))
-        file.write(b"s.")
+    write_caffe2(path, blobs)
     return path
-
-
-def write_array(file: BinaryIO, name: str, array: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> None:
-    """Set the item `name` of the dict on the stack; the bytes of an array are a string, for want of another type."""
-    file.write(b"U" + bytes([len(name)]) + name.encode())
-    file.write(b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\0tU\1btR(K\1(")
-    file.writelines(b"M" + struct.pack("<H", n) for n in array.shape)
-    file.write(b"tcnumpy\ndtype\n(U\2f4K\0K\1tR(K\3U\1<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb\x89")
-    file.write(b"T" + struct.pack("<i", array.nbytes) + array.tobytes() + b"tbs")
 
 
 def beside_unpickling(folder: Path, pickled: Path, runs: int) -> None:

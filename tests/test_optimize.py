@@ -120,6 +120,12 @@ def conv(kernel: Any, stride: Any, padding: Padding) -> Any:
     return made
 
 
+def noise(batch: int, *size: int, last: bool) -> Any:
+    """A clip (batch, 3, T, H, W) in float64, with its channels last in memory or not."""
+    x = torch.randn(batch, 3, *size, dtype=torch.float64)
+    return x.contiguous(memory_format=torch.channels_last_3d) if last else x
+
+
 RULES = st.builds(
     Padding, st.sampled_from(["same", "symmetric", "none"]), st.sampled_from(["same", "symmetric"]), st.booleans()
 )
@@ -138,8 +144,7 @@ def test_a_kernel_on_frames_gives_what_it_gives_on_clips(
     kernel: Any, stride: Any, padding: Padding, size: Any, batch: int, last: bool
 ) -> None:
     made = conv(kernel, stride, padding)
-    x = torch.randn(batch, 3, *size, dtype=torch.float64)
-    x = x.contiguous(memory_format=torch.channels_last_3d) if last else x
+    x = noise(batch, *size, last=last)
     with torch.inference_mode():
         torch.testing.assert_close(_FrameConv(made).of_frames(x), made(x), rtol=0, atol=1e-12)
 
@@ -156,8 +161,7 @@ def test_two_outputs_at_a_time_are_what_a_kernel_gives_on_clips(
     height: int, padding: Padding, frames: int, batch: int, last: bool
 ) -> None:
     made = conv((3, height, 3), (1, 1, 1), padding)
-    x = torch.randn(batch, 3, frames, 5, 6, dtype=torch.float64)
-    x = x.contiguous(memory_format=torch.channels_last_3d) if last else x
+    x = noise(batch, frames, 5, 6, last=last)
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
         expected = made(x)
         patch.setattr("vidweights.models.optimize._PAIR_CHANNELS", 3)
@@ -189,8 +193,7 @@ def test_a_kernel_in_time_gives_on_images_what_it_gives_on_clips(
     length: int, stride: int, padding: Padding, frames: int, batch: int, last: bool
 ) -> None:
     made = conv((length, 1, 1), (stride, 1, 1), padding)
-    x = torch.randn(batch, 3, frames, 4, 5, dtype=torch.float64)
-    x = x.contiguous(memory_format=torch.channels_last_3d) if last else x
+    x = noise(batch, frames, 4, 5, last=last)
     with torch.inference_mode():
         expected = made(x)
         torch.testing.assert_close(_TimeConv(made)(x), expected, rtol=0, atol=1e-12)
